@@ -1,0 +1,33 @@
+"""latentmill: raw images and captions in, training-ready latents out."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from latentmill.api import convert, decode, encode
+    from latentmill.errors import LatentmillError
+    from latentmill.loaders import load
+    from latentmill.verify import verify
+
+__all__ = ["LatentmillError", "__version__", "convert", "decode", "encode", "load", "verify"]
+
+_HOMES = {
+    "LatentmillError": "latentmill.errors",
+    "convert": "latentmill.api",
+    "decode": "latentmill.api",
+    "encode": "latentmill.api",
+    "load": "latentmill.loaders",
+    "verify": "latentmill.verify",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("latentmill")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'latentmill' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,316 @@
+"""The commands as Python calls: settings in, a Result out. Each chooses the stages of one Job and runs it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from latentmill.config import ConvertSettings, DecodeSettings, EncodeSettings, ImageSettings, validated
+from latentmill.decode import image_size
+from latentmill.errors import ConfigError, DestinationError, SampleError, SourceError
+from latentmill.estimate import Estimate, fitted, probe_sizes
+from latentmill.finish import Description
+from latentmill.formats.containers import Container, container
+from latentmill.formats.metadata import LatentInfo, Metadata, ModelInfo, Value
+from latentmill.formats.repa import ImageLayout, LatentLayout, Layout
+from latentmill.job import Event, Job, Result, stored_fingerprint
+from latentmill.loading import ImageLoad, LatentLoad
+from latentmill.records import Outcome, Sample, SampleRef
+from latentmill.registry import FAKE
+from latentmill.sources.images import ImageSource, LatentSource, Listing
+from latentmill.stages import EncoderSpec
+from latentmill.system import usable_cores
+from latentmill.worker import Output
+
+Tell = Callable[[Event], None]
+_DEFAULT_ENCODE_BATCH = 8
+_PROBE_IMAGES = 8
+
+
+def _quiet(event: Event) -> None:
+    pass
+
+
+def convert(source: str | Path, dest: str | Path, *, tell: Tell = _quiet, **settings: Any) -> Result:
+    """Crop and resize a folder or zip of photos into a dataset of equal square 8-bit RGB PNGs.
+
+    settings: the fields of `config.ConvertSettings` (transform, resolution, max_images, num_workers, batch_size, exif,
+    alpha, max_pixels, max_failures, check, overwrite). Raises LatentmillError.
+    """
+    chosen = validated(ConvertSettings, {"source": source, "dest": dest, **settings})
+    place = _destination(chosen.source, chosen.dest)
+    images = ImageSource(chosen.source)
+    listing = images.list(chosen.max_images)
+    load = _image_load(chosen, images, listing)
+    _check_square(load.result_size)
+    output = Output("images", ImageLayout(), place, encoded=False)
+    sizes = probe_sizes(images, listing)
+    estimate = Estimate.for_convert(listing.count, sizes, load.result_size, place.path)
+    workers, batch_size = fitted(estimate, chosen.num_workers or usable_cores(), chosen.batch_size, tell)
+    return Job(
+        source=images,
+        load=load,
+        encoder=None,
+        outputs=(output,),
+        describe={"images": Description(_pixel_fingerprint(chosen), image_size=load.result_size)},
+        batch_size=batch_size,
+        load_threads=0,
+        workers=workers,
+        max_failures=chosen.max_failures,
+        measure=lambda refs: _measure(images, load, output.layout, refs),
+        check=chosen.check,
+        overwrite=chosen.overwrite,
+        tell=tell,
+    ).run(_announced(listing, tell))
+
+
+def encode(source: str | Path, dest: str | Path, *, tell: Tell = _quiet, **settings: Any) -> Result:
+    """Encode images to VAE latents; with `transform` and `resolution`, raw photos are cropped in the same pass.
+
+    settings: the fields of `config.EncodeSettings`. Latents are stored unscaled; the factors are in `latentmill.json`.
+    Raises LatentmillError.
+    """
+    chosen = validated(EncodeSettings, {"source": source, "dest": dest, **settings})
+    place = _destination(chosen.source, chosen.dest)
+    images = ImageSource(chosen.source, numbering=chosen.transform == "none" and chosen.resolution is None)
+    listing = images.list(chosen.max_images)
+    load = _image_load(chosen, images, listing)
+    made_with: dict[str, Value] = {} if chosen.overwrite else stored_fingerprint(place)
+    batch_size = chosen.batch_size or _stored_int(made_with, "batch_size") or _DEFAULT_ENCODE_BATCH
+    threads = chosen.threads or _stored_int(made_with, "threads") or usable_cores()
+    spec, info = _encoder(chosen, threads)
+    _check_divisible(load.result_size, info)
+    fingerprint: dict[str, Value] = {
+        **_pixel_fingerprint(chosen),
+        "vae_weights": info.weights_sha256,
+        "device": spec.device.partition(":")[0] if hasattr(spec, "device") else "cpu",
+        **{"dtype": chosen.dtype, "pixel_range": list(chosen.pixel_range), "store": chosen.store},
+        **{"save_dtype": chosen.save_dtype, "batch_size": batch_size, "threads": threads},
+        "seed": chosen.seed if chosen.store == "sample" else None,
+        "images": chosen.images is not None,
+        **{name: _series(name) for name in ("torch", "diffusers") if info.class_name != FAKE},
+    }
+    width, height = load.result_size
+    channels = info.latent_channels * (2 if chosen.store == "moments" else 1)
+    latent = LatentInfo(
+        shape=[channels, height // info.downscale_factor, width // info.downscale_factor],
+        dtype=chosen.save_dtype,
+        statistic=chosen.store,
+        pixel_range=chosen.pixel_range,
+        compute_dtype=chosen.dtype,
+    )
+    outputs = [Output("latents", LatentLayout(chosen.store), place, encoded=True)]
+    describe = {"latents": Description(fingerprint, latent=latent, model=info, image_size=load.result_size)}
+    if chosen.images is not None:
+        _check_square(load.result_size)
+        beside = _destination(chosen.source, chosen.images)
+        if beside.path.resolve() == place.path.resolve():
+            raise ConfigError(f"--images and --dest are the same place: {place.path}")
+        outputs.append(Output("images", ImageLayout(), beside, encoded=False))
+        describe["images"] = Description(_pixel_fingerprint(chosen), image_size=load.result_size)
+    tell(Event("plan", f"{info.name}: {_model_line(info)}; {threads} threads on {fingerprint['device']}, {chosen.dtype}"))
+    estimate = Estimate.for_encode(listing.count, latent, load.result_size, place.path, chosen.images is not None)
+    estimate.announce(tell)
+    return Job(
+        source=images,
+        load=load,
+        encoder=spec,
+        outputs=tuple(outputs),
+        describe=describe,
+        batch_size=batch_size,
+        load_threads=chosen.num_workers or usable_cores(),
+        workers=1,
+        max_failures=chosen.max_failures,
+        measure=lambda refs: _measure_encoding(images, load, spec, refs),
+        check=chosen.check,
+        overwrite=chosen.overwrite,
+        tell=tell,
+    ).run(_announced(listing, tell))
+
+
+def decode(source: str | Path, dest: str | Path, *, tell: Tell = _quiet, **settings: Any) -> Result:
+    """Decode a dataset of latents back to PNGs, with the model and pixel range that its metadata names.
+
+    settings: the fields of `config.DecodeSettings`. Raises LatentmillError.
+    """
+    from latentmill.encoders.models import resolve
+    from latentmill.encoders.vae import DecoderSpec, VaeSpec, choose_device
+
+    chosen = validated(DecodeSettings, {"source": source, "dest": dest, **settings})
+    place = _destination(chosen.source, chosen.dest)
+    metadata = Metadata.read_beside(chosen.source)
+    if metadata is None or metadata.latent is None or metadata.model is None:
+        raise SourceError(f"{chosen.source} holds no latents that latentmill made (no latentmill.json of that kind)")
+    info = metadata.model
+    if chosen.model_url is None:
+        model = resolve(info.name, info.revision if "/" in info.name else None, info.subfolder)
+    else:
+        model = resolve(chosen.model_url)
+    if model.info.weights_sha256 != info.weights_sha256:
+        tell(Event("warning", f"{model.info.name} is not the model that made these latents (its weights differ)"))
+    latents = LatentSource(chosen.source)
+    listing = latents.list(chosen.max_images)
+    threads = chosen.threads or usable_cores()
+    device = choose_device(chosen.device)
+    spec = DecoderSpec(
+        VaeSpec(model, device, "float32", metadata.latent.pixel_range, "mean", 0, "float32", threads)
+    )
+    height, width = (side * info.downscale_factor for side in metadata.latent.shape[1:])
+    fingerprint: dict[str, Value] = {"decoded_by": model.info.weights_sha256, "batch_size": chosen.batch_size}
+    return Job(
+        source=latents,
+        load=LatentLoad(info.latent_channels),
+        encoder=spec,
+        outputs=(Output("images", ImageLayout(), place, encoded=True),),
+        describe={"images": Description(fingerprint, image_size=(width, height), model=model.info)},
+        batch_size=chosen.batch_size,
+        load_threads=usable_cores(),
+        workers=1,
+        max_failures=chosen.max_failures,
+        measure=lambda refs: 1.0,
+        check=chosen.check,
+        overwrite=chosen.overwrite,
+        tell=tell,
+    ).run(_announced(listing, tell))
+
+
+def _destination(source: Path, dest: Path) -> Container:
+    place = container(dest)
+    inner, outer = dest.resolve(), source.resolve()
+    if inner == outer:
+        raise DestinationError(f"the destination is the source: {dest}")
+    if outer in inner.parents and outer.is_dir():
+        raise DestinationError(f"the destination {dest} lies inside the source, where it would be taken for images")
+    return place
+
+
+def _announced(listing: Listing, tell: Tell) -> Listing:
+    for warning in listing.warnings:
+        tell(Event("warning", warning))
+    return listing
+
+
+def _image_load(chosen: ImageSettings, source: ImageSource, listing: Listing) -> ImageLoad:
+    size = chosen.result_size or _first_size(source, listing, chosen)
+    return ImageLoad(chosen.transform, chosen.resolution, chosen.exif, chosen.alpha, size, chosen.max_pixels)
+
+
+def _first_size(source: ImageSource, listing: Listing, chosen: ImageSettings) -> tuple[int, int]:
+    """(width, height) of the first image that can be read, where no resolution was asked for."""
+    for ref in listing.refs():
+        try:
+            width, height = image_size(source.read(ref), chosen.max_pixels, exif=chosen.exif)
+        except SampleError:
+            continue
+        return width, height
+    raise SourceError(f"none of the {listing.count:,} images of {source.path} can be read")
+
+
+def _check_square(size: tuple[int, int]) -> None:
+    width, height = size
+    if width != height:
+        raise ConfigError(
+            f"the layout that trainers read holds square images; these would be {width}x{height}. "
+            "Use a square --resolution, or --transform center-crop-wide"
+        )
+    if width & (width - 1):
+        raise ConfigError(f"the side must be a power of two in the layout that trainers read. Found: {width}x{height}")
+
+
+def _check_divisible(size: tuple[int, int], info: ModelInfo) -> None:
+    if any(side % info.downscale_factor for side in size):
+        raise ConfigError(
+            f"{info.name} needs sides that are multiples of {info.downscale_factor}. Found: {size[0]}x{size[1]}; "
+            "give a --resolution"
+        )
+
+
+def _pixel_fingerprint(chosen: ImageSettings) -> dict[str, Value]:
+    size = chosen.resolution
+    return {
+        "transform": chosen.transform,
+        "resolution": f"{size[0]}x{size[1]}" if size else None,
+        "exif": chosen.exif,
+        "alpha": chosen.alpha,
+        "max_pixels": chosen.max_pixels,
+        "pillow": _series("pillow"),
+    }
+
+
+def _series(package: str) -> str:
+    """Major and minor version: what may change results. Patch releases do not make a dataset stale."""
+    return ".".join(version(package).split("+")[0].split(".")[:2])
+
+
+def _stored_int(made_with: dict[str, Value], name: str) -> int | None:
+    value = made_with.get(name)
+    return value if isinstance(value, int) else None
+
+
+def _encoder(chosen: EncodeSettings, threads: int) -> tuple[EncoderSpec, ModelInfo]:
+    if chosen.model_url == FAKE:
+        from latentmill.encoders.fake import FAKE_INFO, FakeSpec
+
+        if chosen.store != "moments":
+            raise ConfigError(f"the fake encoder stores moments only. Found: store {chosen.store}")
+        return FakeSpec(chosen.save_dtype), FAKE_INFO
+    from latentmill.encoders.models import resolve
+    from latentmill.encoders.vae import VaeSpec, choose_device
+
+    model = resolve(chosen.model_url, chosen.revision, chosen.subfolder)
+    device = choose_device(chosen.device)
+    spec = VaeSpec(
+        model, device, chosen.dtype, chosen.pixel_range, chosen.store, chosen.seed, chosen.save_dtype, threads
+    )
+    return spec, model.info
+
+
+def _model_line(info: ModelInfo) -> str:
+    return (
+        f"{info.latent_channels} channels, factor {info.downscale_factor}, scaling {info.scaling_factor:g}"
+        + (f", shift {info.shift_factor:g}" if info.shift_factor is not None else "")
+    )
+
+
+def _measure(source: ImageSource, load: ImageLoad, layout: Layout, refs: Sequence[SampleRef]) -> float:
+    """Seconds that one image takes from bytes to bytes, from a few that work; the first one warms up."""
+    times = []
+    for ref in refs[:_PROBE_IMAGES]:
+        start = time.perf_counter()
+        try:
+            sample = load(ref, source.read(ref))
+        except SampleError:
+            continue
+        if sample is not None:
+            layout.to_bytes(sample.array)
+        times.append(time.perf_counter() - start)
+    steady = times[1:] or times
+    return sum(steady) / len(steady) if steady else 0.01
+
+
+def _measure_encoding(source: ImageSource, load: ImageLoad, spec: EncoderSpec, refs: Sequence[SampleRef]) -> float:
+    """Seconds that one image takes to encode alone: an upper bound, since batches are faster."""
+    for ref in refs[:_PROBE_IMAGES]:
+        try:
+            sample = load(ref, source.read(ref))
+        except SampleError:
+            continue
+        if sample is None:
+            continue
+        encoder = spec.open()
+        seconds = 0.0
+        for _ in range(2):  # the first may only warm up; a slow one need not be repeated
+            start = time.perf_counter()
+            encoder.encode([replace(sample, digest="0")])
+            seconds = time.perf_counter() - start
+            if seconds > 1:
+                break
+        return seconds
+    return 0.1
+
+
+__all__ = ["Event", "Outcome", "Result", "Sample", "convert", "decode", "encode"]

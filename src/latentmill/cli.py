@@ -1,0 +1,404 @@
+"""The command line: options to settings, events to what a person sees, errors to one line and an exit code.
+
+Exit codes: 0 done; 1 `verify` found something wrong; 2 could not be done; 3 done, with rejects; 130 stopped.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from latentmill.errors import LatentmillError
+
+if TYPE_CHECKING:
+    from latentmill.job import Event, Result
+
+EXIT_FOUND, EXIT_FAILED, EXIT_REJECTS, EXIT_STOPPED = 1, 2, 3, 130
+_PLAIN_SECONDS = 10.0  # between progress lines where there is no terminal
+
+app = typer.Typer(
+    name="latentmill",
+    help="Raw images and captions in, training-ready latents out.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+_debug = False
+
+
+class Transform(StrEnum):
+    none = "none"
+    center_crop = "center-crop"
+    center_crop_wide = "center-crop-wide"
+    center_crop_dhariwal = "center-crop-dhariwal"
+
+
+class Exif(StrEnum):
+    ignore = "ignore"
+    apply = "apply"
+
+
+class Alpha(StrEnum):
+    drop = "drop"
+    white = "white"
+    black = "black"
+
+
+class Dtype(StrEnum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class SaveDtype(StrEnum):
+    float32 = "float32"
+    float16 = "float16"
+
+
+class Store(StrEnum):
+    moments = "moments"
+    mean = "mean"
+    sample = "sample"
+
+
+class Check(StrEnum):
+    stat = "stat"
+    digest = "digest"
+
+
+Source = Annotated[Path, typer.Option(help="Folder (walked recursively) or .zip of images.", show_default=False)]
+Dest = Annotated[Path, typer.Option(help="Folder or .zip to make.", show_default=False)]
+Resolution = Annotated[str | None, typer.Option(metavar="WxH", help="Size of every result, as 256x256 or 256,256.")]
+TransformOption = Annotated[Transform, typer.Option(help="How an image becomes that size.")]
+MaxImages = Annotated[int | None, typer.Option(metavar="N", help="Only the first N images of the source.")]
+MaxPixels = Annotated[int, typer.Option(metavar="N", help="Reject images of more pixels (decompression bombs).")]
+MaxFailures = Annotated[
+    str, typer.Option(metavar="N|P%", help="Stop when more images are rejected; a percentage is judged after 100 images.")
+]
+CheckOption = Annotated[
+    Check, typer.Option(help="How a rerun sees that an image changed: size and time, or its content.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew where latentmill made something before.")]
+ExifOption = Annotated[Exif, typer.Option(help="Keep the stored orientation, or turn pictures upright.")]
+AlphaOption = Annotated[Alpha, typer.Option(help="Drop transparency, or lay the picture on white or black.")]
+Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where to compute.")]
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        import latentmill
+
+        out.print(f"latentmill {latentmill.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    _version: Annotated[
+        bool | None, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = None,
+) -> None:
+    global _debug
+    _debug = debug
+
+
+@app.command()
+def convert(
+    source: Source,
+    dest: Dest,
+    resolution: Resolution = None,
+    transform: TransformOption = Transform.none,
+    max_images: MaxImages = None,
+    num_workers: Annotated[int | None, typer.Option(metavar="N", help="Processes. Default: the usable cores.")] = None,
+    batch_size: Annotated[int, typer.Option(metavar="N", help="Images handed to a worker at a time.")] = 32,
+    exif: ExifOption = Exif.ignore,
+    alpha: AlphaOption = Alpha.drop,
+    max_pixels: MaxPixels = 178_956_970,
+    max_failures: MaxFailures = "10%",
+    check: CheckOption = Check.stat,
+    overwrite: Overwrite = False,
+) -> None:
+    """Crop and resize photos into a dataset of equal square PNGs (EDM2 and REPA layout).
+
+    Example: latentmill convert --source train --dest data/images --resolution 256x256 --transform center-crop-dhariwal
+    """
+    _run_job("convert", {**locals()})
+
+
+@app.command()
+def encode(
+    source: Source,
+    dest: Dest,
+    model_url: Annotated[
+        str, typer.Option("--model-url", "--vae", help="Short name (see `latentmill models`), hub repository, or folder.")
+    ] = "sd-vae-ft-mse",
+    revision: Annotated[str | None, typer.Option(help="Revision of a hub repository.")] = None,
+    subfolder: Annotated[str | None, typer.Option(help="Folder of the VAE inside the model.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Also write the cropped pixels here, in the same pass.")] = None,
+    resolution: Resolution = None,
+    transform: TransformOption = Transform.none,
+    max_images: MaxImages = None,
+    batch_size: Annotated[
+        int | None, typer.Option(metavar="N", help="Images a forward. Default: 8.", show_default=False)
+    ] = None,
+    num_workers: Annotated[int | None, typer.Option(metavar="N", help="Loading threads. Default: the usable cores.")] = None,
+    threads: Annotated[int | None, typer.Option(metavar="N", help="CPU threads a forward. Default: the usable cores.")] = None,
+    device: Device = "auto",
+    dtype: Annotated[Dtype, typer.Option(help="Precision of the model.")] = Dtype.float32,
+    pixel_range: Annotated[
+        str, typer.Option(metavar="-1,1|0,1", help="Range of the model's input: -1,1 (REPA, SiT, DiT) or 0,1 (EDM2).")
+    ] = "-1,1",
+    store: Annotated[Store, typer.Option(help="The posterior's mean and deviation, its mean, or one sample.")] = Store.moments,
+    seed: Annotated[int, typer.Option(help="Of the samples, with --store sample.")] = 0,
+    save_dtype: Annotated[SaveDtype, typer.Option(help="Precision of the stored latents.")] = SaveDtype.float32,
+    exif: ExifOption = Exif.ignore,
+    alpha: AlphaOption = Alpha.drop,
+    max_pixels: MaxPixels = 178_956_970,
+    max_failures: MaxFailures = "10%",
+    check: CheckOption = Check.stat,
+    overwrite: Overwrite = False,
+) -> None:
+    """Encode images to VAE latents; with --transform and --resolution, straight from raw photos.
+
+    Example: latentmill encode --source data/images --dest data/vae-sd
+    """
+    _run_job("encode", {**locals()})
+
+
+@app.command()
+def decode(
+    source: Annotated[Path, typer.Option(help="Folder or .zip of latents that latentmill made.", show_default=False)],
+    dest: Annotated[Path, typer.Option(help="Folder to write PNGs into.", show_default=False)],
+    model_url: Annotated[
+        str | None, typer.Option("--model-url", "--vae", help="Default: the model that the latents' metadata names.")
+    ] = None,
+    max_images: MaxImages = None,
+    batch_size: Annotated[int, typer.Option(metavar="N", help="Latents a forward.")] = 8,
+    threads: Annotated[int | None, typer.Option(metavar="N", help="CPU threads. Default: the usable cores.")] = None,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+) -> None:
+    """Decode latents back to PNGs, to look at what a model will learn to make.
+
+    Example: latentmill decode --source data/vae-sd --dest decoded --max-images 64
+    """
+    _run_job("decode", {**locals()})
+
+
+@app.command()
+def verify(
+    dataset: Annotated[Path, typer.Argument(metavar="DIR_OR_ZIP", help="A dataset that latentmill made.")],
+    images: Annotated[Path | None, typer.Option(help="The images that the latents must pair with.")] = None,
+) -> None:
+    """Check every byte of a dataset against what was recorded when it was made.
+
+    Example: latentmill verify data/vae-sd --images data/images
+    """
+
+    def check() -> int:
+        from latentmill.verify import verify as run
+
+        with _Display("verify") as display:
+            report = run(dataset, images, tell=display.tell)
+        for problem in report.problems[:50]:
+            out.print(f"[red]wrong[/]  {escape(str(problem))}")
+        if len(report.problems) > 50:
+            out.print(f"… and {len(report.problems) - 50:,} more")
+        verdict = "[green]sound[/]" if not report.problems else f"[red]{len(report.problems):,} problems[/]"
+        out.print(f"{verdict}: {report.kind}, {report.files:,} files, {report.summary}")
+        return EXIT_FOUND if report.problems else 0
+
+    _guarded(check)
+
+
+@app.command()
+def models() -> None:
+    """List the models that have short names, with what a trainer needs to know of them."""
+    from rich.table import Table
+
+    from latentmill.registry import MINI, MODELS
+
+    def show() -> int:
+        from latentmill.encoders.models import resolve
+
+        table = Table("name", "repository", "channels", "factor", "scale", "shift", "used by", box=None, pad_edge=False)
+        for entry in MODELS.values():
+            shift = "none" if entry.shift_factor is None else f"{entry.shift_factor:g}"
+            table.add_row(entry.name, entry.repository, str(entry.latent_channels), str(entry.downscale_factor),
+                          f"{entry.scaling_factor:g}", shift, entry.note)  # fmt: skip
+        mini = resolve(MINI).info
+        table.add_row(MINI, "in the package", str(mini.latent_channels), str(mini.downscale_factor),
+                      f"{mini.scaling_factor:g}", "none", "trying and testing only; not for training")  # fmt: skip
+        out.print(table)
+        out.print("\nAny other diffusers AutoencoderKL: --model-url owner/name, or a folder.")
+        return 0
+
+    _guarded(show)
+
+
+@app.command()
+def demo(
+    dest: Annotated[Path, typer.Option("--out", help="Folder to make.")] = Path("latentmill-demo"),
+) -> None:
+    """See everything work on a dozen real photos, without any download."""
+
+    def show() -> int:
+        from latentmill.demo import run
+
+        run(dest, say=lambda text: out.print(text))
+        return 0
+
+    _guarded(show)
+
+
+def _run_job(command: str, values: dict[str, Any]) -> None:
+    settings = {name: str(value) if isinstance(value, StrEnum) else value for name, value in values.items()}
+
+    def job() -> int:
+        from latentmill import api
+
+        with _Display(command) as display:
+            result = getattr(api, command)(settings.pop("source"), settings.pop("dest"), tell=display.tell, **settings)
+        _summarise(command, result)
+        return EXIT_REJECTS if result.rejected else 0
+
+    _guarded(job)
+
+
+def _guarded(work: Callable[[], int]) -> None:
+    """Run a command; an error becomes one line on stderr and an exit code."""
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        code = work()
+    except KeyboardInterrupt:
+        err.print("stopped. What is committed stays; run the same command again to go on")
+        code = EXIT_STOPPED
+    except LatentmillError as error:
+        if _debug:
+            raise
+        from latentmill.sources.images import printable
+
+        err.print(f"[red]error:[/] {escape(printable(str(error)))}")
+        code = EXIT_FAILED
+    raise typer.Exit(code)
+
+
+def _summarise(command: str, result: Result) -> None:
+    """One screen: what was made, what was left out and why, how long it took, where things are."""
+    from latentmill.estimate import human
+
+    if result.already_done:
+        out.print(f"[green]already finished:[/] {escape(str(result.dest))} holds all {result.stored:,} images; nothing to do")
+    else:
+        rate = result.computed / result.seconds if result.seconds else 0.0
+        done = f"{result.computed:,} images in {_clock(result.seconds)} ({rate:,.1f}/s), {human(result.bytes)}"
+        out.print(f"[green]{command} done:[/] {escape(str(result.dest))}: {result.stored:,} stored; {done}")
+    if result.skipped:
+        out.print(f"  {result.skipped:,} left out by the transform's rule")
+    for note, count in result.notes.items():
+        out.print(f"  {count:,} {note}")
+    if result.rejected:
+        out.print(f"  [yellow]{result.rejected:,} rejected[/]: {escape(str(result.rejects))}")
+    out.print(f"  report: {escape(str(result.report))}")
+
+
+def _clock(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d} min"
+
+
+class _Display:
+    """Shows a job's events: a live bar on a terminal, a line now and then elsewhere.
+
+    Redrawn only on events, without a thread of its own: workers are forked while it is on the screen.
+    """
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[rejects]}"),
+            console=out,
+            auto_refresh=False,
+            transient=True,
+        )
+        self.bar: TaskID | None = None
+        self.started = self.printed = time.monotonic()
+        self.first_done = 0
+
+    def __enter__(self) -> _Display:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.bar is not None and out.is_terminal:
+            self.progress.stop()
+
+    def tell(self, event: Event) -> None:
+        if event.kind == "warning":
+            err.print(f"[yellow]warning:[/] {escape(event.text)}")
+        elif event.kind == "plan":
+            out.print(f"{self.command}: {escape(event.text)}")
+        elif self.bar is None:
+            self.started, self.first_done = time.monotonic(), event.done
+            self.bar = self.progress.add_task(
+                self.command, total=event.total, completed=event.done, rate="", rejects=_rejects(event)
+            )
+            if out.is_terminal:
+                self.progress.start()
+        else:
+            self._advance(event)
+
+    def _advance(self, event: Event) -> None:
+        now = time.monotonic()
+        rate = f"{(event.done - self.first_done) / max(now - self.started, 1e-3):,.1f}/s"
+        assert self.bar is not None
+        self.progress.update(self.bar, completed=event.done, rate=rate, rejects=_rejects(event))
+        if out.is_terminal:
+            self.progress.refresh()
+        elif now - self.printed > _PLAIN_SECONDS:
+            self.printed = now
+            left = (event.total - event.done) * (now - self.started) / max(event.done - self.first_done, 1)
+            out.print(f"{self.command}: {event.done:,} of {event.total:,}, {rate}, {_clock(left)} left {_rejects(event)}")
+
+
+def _rejects(event: Event) -> str:
+    return f"{event.rejected:,} rejects" if event.rejected else ""
+
+
+def main() -> None:
+    """The `latentmill` command."""
+    try:
+        app()
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(EXIT_FAILED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Encoders: a batch of pixels in, one array a sample out."""

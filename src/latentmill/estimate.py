@@ -1,0 +1,121 @@
+"""What a job will need, said before it starts: memory, disk, and how many images may be in flight."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from latentmill.decode import image_size
+from latentmill.errors import SampleError
+from latentmill.formats.metadata import LatentInfo
+from latentmill.job import Event
+from latentmill.sources.images import ImageSource, Listing
+from latentmill.system import available_memory
+
+Tell = Callable[[Event], None]
+_PROBE_IMAGES = 16
+_WORKER_BYTES = 70 << 20  # a worker process before its first image, measured
+_DECODE_COPIES = 12  # bytes a source pixel takes at most: RGB array, Pillow's 4-byte copy, one resized copy, slack
+_BATCHES_IN_FLIGHT = 4  # one loading, one being encoded, and those that wait to be written
+_SAFE_SHARE = 0.8  # of the available memory
+_PNG_OVERHEAD = 400
+_NPY_HEADER = 128
+_ROW_BYTES = 400  # of index and labels
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """images: how many. largest: pixels of the largest probed source image. result_bytes: of one result in memory.
+    output_bytes: on disk. dest: where it will lie."""
+
+    images: int
+    largest: int
+    result_bytes: int
+    output_bytes: int
+    dest: Path
+
+    @classmethod
+    def for_convert(cls, images: int, sizes: list[tuple[int, int]], size: tuple[int, int], dest: Path) -> Estimate:
+        result = 3 * size[0] * size[1]
+        largest = max((width * height for width, height in sizes), default=0)
+        return cls(images, largest, result, images * (result + _PNG_OVERHEAD + _ROW_BYTES), dest)
+
+    @classmethod
+    def for_encode(
+        cls, images: int, latent: LatentInfo, size: tuple[int, int], dest: Path, with_images: bool
+    ) -> Estimate:
+        channels, height, width = latent.shape
+        stored = channels * height * width * (4 if latent.dtype == "float32" else 2) + _NPY_HEADER + _ROW_BYTES
+        result = 3 * size[0] * size[1]
+        return cls(images, 0, result, images * (stored + (result + _PNG_OVERHEAD if with_images else 0)), dest)
+
+    def memory(self, workers: int, batch_size: int) -> int:
+        """Bytes of memory at most: every worker decodes one image and holds a few batches of results."""
+        a_worker = _WORKER_BYTES + self.largest * _DECODE_COPIES + batch_size * _BATCHES_IN_FLIGHT * self.result_bytes
+        return workers * a_worker + _WORKER_BYTES
+
+    def announce(self, tell: Tell) -> None:
+        free = free_disk(self.dest)
+        text = f"{self.images:,} images, output about {human(self.output_bytes)}"
+        tell(Event("plan", text + (f" ({human(free)} free)" if free is not None else "")))
+        if free is not None and self.output_bytes > free:
+            tell(Event("warning", f"the output may not fit on the disk: {human(self.output_bytes)} of {human(free)} free"))
+
+
+def fitted(estimate: Estimate, workers: int, batch_size: int, tell: Tell) -> tuple[int, int]:
+    """(workers, batch size), lowered until the estimate fits the available memory; says so when it lowers them."""
+    estimate.announce(tell)
+    available = available_memory()
+    wanted = (workers, batch_size)
+    if available is not None:
+        while estimate.memory(workers, batch_size) > _SAFE_SHARE * available and (workers, batch_size) != (1, 1):
+            if batch_size > 1:
+                batch_size //= 2
+            else:
+                workers -= 1
+    text = f"{workers} workers, batches of {batch_size}, memory at most about {human(estimate.memory(workers, batch_size))}"
+    tell(Event("plan", text + (f" of {human(available)} available" if available is not None else "")))
+    if (workers, batch_size) != wanted:
+        tell(
+            Event(
+                "warning",
+                f"fewer images in flight than asked for, to fit the available memory: {wanted[0]} workers, batches of "
+                f"{wanted[1]} became {workers} and {batch_size}",
+            )
+        )
+    return workers, batch_size
+
+
+def probe_sizes(source: ImageSource, listing: Listing) -> list[tuple[int, int]]:
+    """(width, height) of a few images, spread over the source."""
+    stride = max(1, listing.count // _PROBE_IMAGES)
+    sizes = []
+    for position, ref in enumerate(listing.refs()):
+        if position % stride == 0 and len(sizes) < _PROBE_IMAGES:
+            try:
+                sizes.append(image_size(source.read(ref)))
+            except SampleError:
+                continue
+    return sizes
+
+
+def free_disk(dest: Path) -> int | None:
+    """Free bytes where `dest` will lie; None if unknown."""
+    folder = dest.absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return None
+
+
+def human(count: float) -> str:
+    """Bytes as a person reads them: 1.5 GB (powers of 1000)."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

@@ -1,0 +1,117 @@
+"""Bytes on disk: digests, atomic replacement, one sync for many files, and a lock on a work folder."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import hashlib
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from latentmill.errors import DestinationError
+
+DIGEST = "sha256-128"  # SHA-256, its first 128 bits as 32 hexadecimal digits
+_DIGEST_DIGITS = 32
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def digest(data: bytes | memoryview) -> str:
+    """The digest that latentmill records of every source and output file: 32 hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()[:_DIGEST_DIGITS]
+
+
+def digest_lines(lines: Iterable[str]) -> str:
+    """One digest over many short texts, each closed by a NUL."""
+    total = hashlib.sha256()
+    for line in lines:
+        total.update(line.encode("utf-8", "surrogatepass") + b"\0")
+    return total.hexdigest()[:_DIGEST_DIGITS]
+
+
+def digest_file(path: Path) -> str:
+    """The full SHA-256 of a file's bytes, in hexadecimal; for model weights."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def write_errors(what: Path) -> Iterator[None]:
+    """Turn a failed write into one clear line that names `what`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise DestinationError(
+                f"the disk is full: could not write {what}. What is committed is safe; "
+                "make room and run the same command again to go on"
+            ) from error
+        raise DestinationError(f"cannot write {what}: {error.strerror or error}") from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes the place of `path` when the block ends well, and is removed when it does not."""
+    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
+    with write_errors(path):
+        try:
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            sync_folder(path.parent)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8 in place of `path`, all or nothing. Surrogates must be escaped by the caller."""
+    with replacing(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder durable, where the system can."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_filesystem(folder: Path) -> None:
+    """Flush everything written to the filesystem of `folder`: one call for a shard's many small files."""
+    if sys.platform != "linux":
+        if hasattr(os, "sync"):
+            os.sync()
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.syncfs(descriptor) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+    finally:
+        os.close(descriptor)
+
+
+def append_file(target: BinaryIO, source: Path) -> None:
+    """Append a file's bytes to an open one."""
+    with source.open("rb") as file:
+        shutil.copyfileobj(file, target, 1 << 20)
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder of latentmill's own; one that is not there is fine."""
+    shutil.rmtree(folder, ignore_errors=True)

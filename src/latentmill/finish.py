@@ -1,0 +1,199 @@
+"""What closes a job: labels, index, metadata, and the files for a person, made from the ledger in one pass."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from latentmill.errors import DestinationError
+from latentmill.files import digest_lines, replace_text, write_errors
+from latentmill.formats.metadata import (
+    DATASET_JSON,
+    INDEX_JSONL,
+    METADATA_JSON,
+    REJECTS_JSONL,
+    REPORT_JSON,
+    Counts,
+    LatentInfo,
+    Metadata,
+    ModelInfo,
+    Statistics,
+    Value,
+    row_json,
+)
+from latentmill.manifest import Plan
+from latentmill.records import NOTES, Outcome
+from latentmill.worker import Output
+
+_FIXED_POINT_BITS = 80  # sums of floats as integers: the same total in whatever order they are added
+
+
+@dataclass(frozen=True)
+class Description:
+    """What an output's metadata says beyond its counts."""
+
+    fingerprint: dict[str, Value]
+    image_size: tuple[int, int] | None = None
+    latent: LatentInfo | None = None
+    model: ModelInfo | None = None
+
+
+@dataclass
+class Tally:
+    """What the whole ledger adds up to."""
+
+    listed: int = 0
+    stored: int = 0
+    rejected: int = 0
+    skipped: int = 0
+    bytes: int = 0
+    notes: dict[str, list[str]] = field(default_factory=dict)
+    skipped_keys: list[str] = field(default_factory=list)
+    reasons: Counter[str] = field(default_factory=Counter)
+    sums: list[int] = field(default_factory=list)
+
+    def add(self, outcome: Outcome) -> None:
+        self.listed += 1
+        for note in outcome.notes:
+            self.notes.setdefault(note, []).append(outcome.ref.key)
+        if outcome.stage:
+            self.rejected += 1
+            self.reasons[f"{outcome.stage}: {outcome.reason}"] += 1
+        elif outcome.skipped:
+            self.skipped += 1
+            self.skipped_keys.append(outcome.ref.key)
+        else:
+            self.stored += 1
+            self.bytes += sum(file.size for file in outcome.files.values())
+            if outcome.sums:
+                fixed = [int(math.ldexp(value, _FIXED_POINT_BITS)) for value in outcome.sums]
+                self.sums = [a + b for a, b in zip(self.sums or [0] * len(fixed), fixed, strict=True)]
+
+    def statistics(self) -> Statistics | None:
+        """Per channel, from each latent's mean, mean square and mean variance over its positions."""
+        if not self.sums:
+            return None
+        values = [math.ldexp(value, -_FIXED_POINT_BITS) / self.stored for value in self.sums]
+        count = len(values) // 3
+        mean, square, variance = values[:count], values[count : 2 * count], values[2 * count :]
+        spread = [max(0.0, s - m * m) for s, m in zip(square, mean, strict=True)]
+        sampled = [math.sqrt(s + v) for s, v in zip(spread, variance, strict=True)]
+        return Statistics(mean=mean, std=[math.sqrt(s) for s in spread], std_sampled=sampled)
+
+
+class _Labels:
+    """`dataset.json`, streamed: [[name, label], ...] in order, or null as soon as one image has no label."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.complete, self.count = path, True, 0
+        self.file = path.open("w")
+        self.file.write('{"labels": [')
+
+    def add(self, name: str, label: int | None) -> None:
+        self.complete &= label is not None
+        self.file.write(f'{", " if self.count else ""}["{name}", {label}]')
+        self.count += 1
+
+    def close(self) -> None:
+        self.file.write("]}")
+        self.file.close()
+        if not self.complete:
+            self.path.write_text('{"labels": null}')
+
+
+def finish(
+    plan: Plan, work: Path, outputs: Iterable[Output], describe: dict[str, Description], report: dict[str, object]
+) -> Tally:
+    """Write every output's metadata and put it in place; `latentmill.json`, which makes a dataset whole, comes last."""
+    tally = Tally()
+    with write_errors(work), ExitStack() as stack:
+        folders = {o.name: o.container.work / "finish" for o in outputs}
+        for folder in folders.values():
+            folder.mkdir(parents=True, exist_ok=True)
+        index = {n: stack.enter_context((f / INDEX_JSONL).open("w")) for n, f in folders.items()}
+        labels = {n: _Labels(f / DATASET_JSON) for n, f in folders.items()}
+        rejects = stack.enter_context((work / "rejects").open("w"))
+        for outcome in plan.outcomes():
+            tally.add(outcome)
+            if outcome.stage:
+                rejects.write(_reject_json(outcome) + "\n")
+            for name in folders:
+                index[name].write(row_json(outcome, name) + "\n")
+                if name in outcome.files:
+                    labels[name].add(outcome.files[name].name, outcome.ref.label)
+        for table in labels.values():
+            table.close()
+    if tally.listed != plan.listed:
+        raise DestinationError(f"the ledger holds {tally.listed:,} images of {plan.listed:,}; --overwrite starts anew")
+    for output in reversed(list(outputs)):  # the first output tells that the whole job is done
+        folder = folders[output.name]
+        description = describe[output.name]
+        metadata = _metadata(output, description, plan, tally, folder / INDEX_JSONL)
+        replace_text(folder / METADATA_JSON, metadata.to_json())
+        members = {name: folder / name for name in (INDEX_JSONL, DATASET_JSON, METADATA_JSON)}
+        _side_files(output, tally, report, work / "rejects")
+        output.container.finish(members, (o.files[output.name] for o in plan.outcomes() if output.name in o.files))
+    return tally
+
+
+def _reject_json(outcome: Outcome) -> str:
+    return json.dumps({"key": outcome.ref.key, "stage": outcome.stage, "reason": outcome.reason})
+
+
+def _metadata(output: Output, description: Description, plan: Plan, tally: Tally, index: Path) -> Metadata:
+    with index.open() as lines:
+        index_digest = digest_lines(lines)
+    return Metadata(
+        kind=output.layout.kind,
+        counts=Counts(listed=tally.listed, stored=tally.stored, rejected=tally.rejected, skipped=tally.skipped),
+        image_size=description.image_size,
+        latent=description.latent,
+        model=description.model,
+        statistics=tally.statistics() if description.latent else None,
+        classes=plan.classes,
+        notes={note: len(keys) for note, keys in sorted(tally.notes.items())},
+        source_digest=plan.source_digest,
+        index_digest=index_digest,
+        fingerprint=description.fingerprint,
+        software=software(),
+    )
+
+
+def _side_files(output: Output, tally: Tally, report: dict[str, object], rejects: Path) -> None:
+    """The rejects (only where there are any) and the report: for a person, no part of the data."""
+    beside = output.container.side_file(REJECTS_JSONL)
+    if tally.rejected:
+        replace_text(beside, rejects.read_text())
+    else:
+        beside.unlink(missing_ok=True)
+    listed = {note: tally.notes.get(note, []) for note in NOTES}
+    others = {note: keys for note, keys in tally.notes.items() if note not in listed}
+    text = json.dumps(
+        {
+            "counts": {name: getattr(tally, name) for name in ("listed", "stored", "rejected", "skipped")},
+            "bytes": tally.bytes,
+            "rejects_by_reason": dict(tally.reasons.most_common()),
+            "images": {**listed, **others, "skipped": tally.skipped_keys},
+            **report,
+        },
+        indent=1,
+    )
+    replace_text(output.container.side_file(REPORT_JSON), text + "\n")
+
+
+def software() -> dict[str, str]:
+    """Versions of what can change a result's bytes, and of Python."""
+    found = {"python": platform.python_version()}
+    for name in ("latentmill", "pillow", "simplejpeg", "numpy", "torch", "diffusers"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

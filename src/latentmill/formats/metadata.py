@@ -1,0 +1,200 @@
+"""What lies beside the data: `latentmill.json` (everything a trainer needs to use it), the index, the labels.
+
+None of these names ends in an extension that trainers take for an image or an array. Paths that are not UTF-8 are
+held with surrogate escapes and written as JSON's own `\\udcXX`, so they come back as they were.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from latentmill.errors import SourceError
+from latentmill.records import Outcome, SampleRef, StoredFile
+
+DATASET_JSON = "dataset.json"
+METADATA_JSON = "latentmill.json"
+INDEX_JSONL = "latentmill-index.jsonl"
+REJECTS_JSONL = "latentmill-rejects.jsonl"
+REPORT_JSON = "latentmill-report.json"
+FORMAT = "latentmill/1"
+
+Value = str | int | float | bool | None | list[float]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelInfo(_Record):
+    """The VAE. Factors as diffusers defines them: a trainer uses `(latent - shift_factor) * scaling_factor`."""
+
+    name: str
+    revision: str | None = None
+    subfolder: str | None = None
+    class_name: str
+    weights_sha256: str
+    latent_channels: int
+    downscale_factor: int
+    scaling_factor: float
+    shift_factor: float | None = None
+
+
+class LatentInfo(_Record):
+    """The stored arrays: `shape` and `dtype` of a file; `scaled` is False, since latents are stored as the VAE gave them."""
+
+    shape: list[int]
+    dtype: str
+    statistic: Literal["moments", "mean", "sample"]
+    scaled: bool = False
+    pixel_range: tuple[float, float]
+    compute_dtype: str
+
+
+class Statistics(_Record):
+    """Per channel, over every stored latent and position.
+
+    mean, std: of what is stored (of `moments`: of the posterior's mean). std_sampled: of samples drawn from the
+    posterior, sqrt(std² + mean of the posterior's variance); equal to `std` where no posterior is stored.
+    """
+
+    mean: list[float]
+    std: list[float]
+    std_sampled: list[float]
+
+
+class Counts(_Record):
+    """Images listed in the source; stored, rejected (see the rejects file) and skipped by the transform's rule."""
+
+    listed: int
+    stored: int
+    rejected: int
+    skipped: int
+
+
+class Metadata(_Record):
+    """`latentmill.json`. Holds no time and no path, so the same work gives the same bytes."""
+
+    format: Literal["latentmill/1"] = "latentmill/1"
+    kind: Literal["images", "latents"]
+    counts: Counts
+    image_size: tuple[int, int] | None = None
+    latent: LatentInfo | None = None
+    model: ModelInfo | None = None
+    statistics: Statistics | None = None
+    classes: list[str] | None = None
+    notes: dict[str, int] = {}
+    digest: str = "sha256-128"
+    source_digest: str
+    index_digest: str
+    fingerprint: dict[str, Value]
+    software: dict[str, str]
+
+    @classmethod
+    def read_beside(cls, path: Path) -> Metadata | None:
+        """The metadata in a folder or a zip; None where there is none. Raises SourceError when it is damaged."""
+        data = read_beside(path, METADATA_JSON)
+        if data is None:
+            return None
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the whole file"
+            raise SourceError(f"{METADATA_JSON} in {path} is damaged at {where}: {first['msg']}") from error
+
+    def to_json(self) -> str:
+        return json.dumps(self.model_dump(mode="json"), indent=1) + "\n"
+
+
+def read_beside(path: Path, name: str) -> bytes | None:
+    """A whole metadata file of a folder or a zip; None where it is not there."""
+    stream = open_beside(path, name)
+    if stream is None:
+        return None
+    with stream:
+        return stream.read()
+
+
+def open_beside(path: Path, name: str) -> IO[bytes] | None:
+    """A metadata file of a folder or a zip, to read; None where it is not there or the zip cannot be read."""
+    if path.is_dir():
+        file = path / name
+        return file.open("rb") if file.is_file() else None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.open(name)
+    except (OSError, KeyError, zipfile.BadZipFile):
+        return None
+
+
+def index_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a finished dataset's index, in order, one at a time."""
+    stream = open_beside(path, INDEX_JSONL)
+    if stream is None:
+        return
+    with io.TextIOWrapper(stream, "utf-8") as lines:
+        for line in lines:
+            yield json.loads(line)
+
+
+def read_labels(text: bytes, where: str) -> dict[str, int]:
+    """Labels by name of a `dataset.json`; empty where they are null or empty. Raises SourceError when malformed."""
+    try:
+        table = json.loads(text)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise SourceError(f"{where} is not JSON: {error}") from error
+    labels = table.get("labels") if isinstance(table, dict) else table
+    if isinstance(table, dict) and not labels:
+        return {}
+    if not isinstance(table, dict) or not isinstance(labels, list):
+        raise SourceError(f'{where} must be {{"labels": [[name, integer], ...]}} or {{"labels": null}}')
+    given = {}
+    for row in labels:
+        match row:
+            case [str(name), int(label)] if not isinstance(label, bool):
+                given[name.replace("\\", "/")] = label
+            case _:
+                raise SourceError(f"every label in {where} must be [name, integer]. Found: {json.dumps(row)[:80]}")
+    return given
+
+
+def row_json(outcome: Outcome, output: str | None = None) -> str:
+    """One line of a ledger (`output` None: every output's file) or of one output's index."""
+    ref = outcome.ref
+    row: dict[str, object] = {"index": ref.index, "key": ref.key, "stat": ref.stat, "label": ref.label}
+    row["source"] = outcome.digest
+    if outcome.notes:
+        row["notes"] = list(outcome.notes)
+    if outcome.stage:
+        row["reject"] = [outcome.stage, outcome.reason]
+    elif outcome.skipped:
+        row["skipped"] = True
+    elif output is None:
+        row["files"] = {name: [f.name, f.size, f.digest, f.crc] for name, f in outcome.files.items()}
+    else:
+        stored = outcome.files[output]
+        row |= {"name": stored.name, "size": stored.size, "digest": stored.digest, "crc": stored.crc}
+    if outcome.sums and output != "images":
+        row["sums"] = list(outcome.sums)
+    return json.dumps(row, separators=(",", ":"))
+
+
+def row_outcome(row: dict[str, Any], output: str | None = None) -> Outcome:
+    """The inverse of `row_json`."""
+    ref = SampleRef(row["index"], row["key"], row["stat"], row["label"])
+    if output is None:
+        files = {name: StoredFile(*values) for name, values in row.get("files", {}).items()}
+    elif "name" in row:
+        files = {output: StoredFile(row["name"], row["size"], row["digest"], row["crc"])}
+    else:
+        files = {}
+    stage, reason = row.get("reject", ("", ""))
+    sums, notes = tuple(row.get("sums", ())), tuple(row.get("notes", ()))
+    return Outcome(ref, row["source"], notes, files, sums, row.get("skipped", False), stage, reason)

@@ -1,0 +1,436 @@
+"""From settings to a finished dataset: look at the destination, plan or go on, run the shards, finish.
+
+On success every output is whole and its work folder gone. When the job fails or is stopped, what is committed
+stays, and the same call goes on from there. A finished job run again does nothing; one whose source has changed
+becomes an update, which computes only what is new or changed and ends where a fresh run would.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from latentmill.config import FailureLimit
+from latentmill.errors import DestinationError, SampleError, SettingsChangedError, TooManyFailuresError
+from latentmill.files import digest, remove_tree, write_errors
+from latentmill.finish import Description, Tally, finish
+from latentmill.formats.containers import Container
+from latentmill.formats.metadata import (
+    DATASET_JSON,
+    INDEX_JSONL,
+    METADATA_JSON,
+    REJECTS_JSONL,
+    REPORT_JSON,
+    Metadata,
+    Value,
+    index_rows,
+    row_outcome,
+)
+from latentmill.manifest import (
+    Changes,
+    Kept,
+    Matcher,
+    Plan,
+    current_plan,
+    listing_digest,
+    match_by_digest,
+    match_by_key,
+    write_plan,
+)
+from latentmill.records import Outcome, Progress, SampleRef, ShardReport
+from latentmill.runners.local import run_local
+from latentmill.shift import SHIFTED, SHIFTING, shift
+from latentmill.sources.images import ImageSource, Listing
+from latentmill.stages import EncoderSpec, Load
+from latentmill.worker import Output, Task
+
+SHARD_SECONDS = 20.0  # a kill costs at most this much of each worker's time, and the commit that was under way
+_MAX_SHARD_IMAGES = 8192
+_SHARDS_PER_WORKER = 4  # so that small datasets keep every worker busy to the end
+_LOCK_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a person is told while a job runs. kind: `plan`, `progress` or `warning`."""
+
+    kind: str
+    text: str = ""
+    total: int = 0
+    done: int = 0
+    rejected: int = 0
+    skipped: int = 0
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a job came to. `computed` is 0 when it was finished before; `seconds` is this call's."""
+
+    dest: Path
+    listed: int
+    stored: int
+    rejected: int
+    skipped: int
+    computed: int
+    bytes: int
+    notes: dict[str, int]
+    seconds: float
+    report: Path
+    rejects: Path | None
+    already_done: bool = False
+    changes: Changes | None = None
+
+
+@dataclass
+class Job:
+    """A job with its stages chosen. outputs: the first holds the plan and the ledger. measure: seconds an image takes."""
+
+    source: ImageSource
+    load: Load
+    encoder: EncoderSpec | None
+    outputs: tuple[Output, ...]
+    describe: dict[str, Description]
+    batch_size: int
+    load_threads: int
+    workers: int
+    max_failures: FailureLimit
+    measure: Callable[[list[SampleRef]], float]
+    max_images: int | None = None
+    check: str = "stat"
+    overwrite: bool = False
+    tell: Callable[[Event], None] = field(default=lambda event: None)
+
+    @property
+    def primary(self) -> Container:
+        return self.outputs[0].container
+
+    @property
+    def fingerprint(self) -> dict[str, Value]:
+        return self.describe[self.outputs[0].name].fingerprint
+
+    def run(self, listing: Listing) -> Result:
+        """Bring the outputs to where a fresh run over `listing` would. Raises LatentmillError."""
+        started = time.monotonic()
+        if self.overwrite:
+            for output in self.outputs:
+                clear(output.container)
+        for output in self.outputs:
+            _refuse_foreign(output.container)
+        with ExitStack() as locks:
+            for output in self.outputs:
+                locks.enter_context(_locked(output.container))
+            plan = current_plan(self.primary.work)
+            if plan is not None:
+                self._refuse_other_settings(plan.fingerprint)
+                if plan.marked(SHIFTING):  # an update was cut off while it renamed: first finish that
+                    self._finish(plan)
+                    plan = None
+            source_digest = listing_digest(listing.refs())
+            plan, changes = self._plan(plan, listing, source_digest)
+            if plan is None:
+                remove_tree(self.primary.work)
+                return self._already_done(time.monotonic() - started)
+            before = sum(plan.shards[shard][1] for shard in plan.done())
+            self._execute(plan)
+            tally = self._finish(plan)
+        return self._result(tally, plan.images - before, time.monotonic() - started, changes)
+
+    # planning
+
+    def _plan(self, plan: Plan | None, listing: Listing, source_digest: str) -> tuple[Plan | None, Changes | None]:
+        """The plan to carry out: the one under way, a new one, an update, or None where all is done."""
+        if plan is not None:
+            if plan.source_digest == source_digest:
+                done = sum(plan.shards[shard][1] for shard in plan.done())
+                self.tell(Event("plan", f"going on: {done:,} of {plan.images:,} images are done"))
+                return plan, None
+            earlier = plan.results(shifted=plan.marked(SHIFTED))
+            return self._update(listing, source_digest, earlier, "the source changed since the job began")
+        metadata = Metadata.read_beside(self.primary.path)
+        if metadata is not None:
+            self._refuse_other_settings(metadata.fingerprint)
+            retry = self.check == "digest" or any(
+                row_outcome(row).stage in ("read", "list") for row in self._rejected_rows(metadata)
+            )
+            if metadata.source_digest == source_digest and not retry:
+                return None, None
+            return self._update(listing, source_digest, self._finished_results(), "the source changed")
+        return self._write(listing, source_digest), None
+
+    def _update(
+        self, listing: Listing, source_digest: str, earlier: Iterator[Kept], why: str
+    ) -> tuple[Plan | None, Changes | None]:
+        if any(output.container.is_zip for output in self.outputs):
+            raise DestinationError(
+                f"{why}, and a zip cannot be updated in place: make it anew with --overwrite, or use a folder"
+            )
+        plan, changes = self._write_update(listing, source_digest, earlier)
+        if changes.drop and not changes.keep and not changes.redo:
+            remove_tree(plan.folder)
+            raise DestinationError(
+                f"{self.primary.path} was made from another source: none of its {changes.drop:,} images is in this one. "
+                "Choose another destination, or --overwrite it"
+            )
+        self.tell(
+            Event(
+                "plan",
+                f"updating, since {why}: {changes.compute:,} to compute, {changes.keep:,} kept "
+                f"({changes.rename:,} renamed), {changes.drop:,} dropped",
+            )
+        )
+        return plan, changes
+
+    def _write_update(self, listing: Listing, source_digest: str, earlier: Iterator[Kept]) -> tuple[Plan, Changes]:
+        layouts = {output.name: output.layout for output in self.outputs}
+        return write_plan(
+            self.primary.work,
+            listing.refs(),
+            fingerprint=self.fingerprint,
+            source_digest=source_digest,
+            classes=listing.classes,
+            shard_size=self._shard_size(listing),
+            earlier=earlier,
+            name_of=lambda output, number: layouts[output].name(number),
+            match=self._matcher(listing),
+        )
+
+    def _matcher(self, listing: Listing) -> Matcher:
+        """How images find their earlier results. What only looks changed costs a read, not a computation."""
+
+        def same(ref: SampleRef, old: Outcome) -> bool:
+            if ref.fault or ref.stat == old.ref.stat and self.check != "digest":
+                return not ref.fault
+            if ref.stat.partition("-")[0] != old.ref.stat.partition("-")[0]:  # another size
+                return False
+            try:
+                return digest(self.source.read(ref)) == old.digest
+            except SampleError:
+                return False
+
+        match = match_by_digest if listing.knows_digests else match_by_key
+        return lambda refs, earlier: match(refs, earlier, same)
+
+    def _write(self, listing: Listing, source_digest: str) -> Plan:
+        plan, _ = write_plan(
+            self.primary.work,
+            listing.refs(),
+            fingerprint=self.fingerprint,
+            source_digest=source_digest,
+            classes=listing.classes,
+            shard_size=self._shard_size(listing),
+        )
+        return plan
+
+    def _shard_size(self, listing: Listing) -> int:
+        """Images a shard: about SHARD_SECONDS of measured work, whole batches, and some shards for every worker."""
+        stride = max(1, listing.count // 8)
+        probe = [ref for position, ref in enumerate(listing.refs()) if position % stride == 0]
+        seconds = self.measure(probe)
+        by_time = int(SHARD_SECONDS / max(seconds, 1e-6))
+        by_workers = -(-listing.count // (self.workers * _SHARDS_PER_WORKER)) if self.workers > 1 else listing.count
+        batches = min(by_time, by_workers, _MAX_SHARD_IMAGES) // self.batch_size
+        return max(1, batches) * self.batch_size
+
+    def _finished_results(self) -> Iterator[Kept]:
+        """What a finished dataset holds, in order of key: the rows of every output's index, side by side."""
+        indexes = [
+            (row_outcome(row, output.name) for row in index_rows(output.container.path)) for output in self.outputs
+        ]
+        for outcomes in zip(*indexes, strict=True):
+            if len({outcome.ref.key for outcome in outcomes}) != 1:
+                raise DestinationError("the outputs of this job were changed apart from each other; use --overwrite")
+            files = {name: stored for outcome in outcomes for name, stored in outcome.files.items()}
+            first = outcomes[0]
+            merged = Outcome(
+                first.ref, first.digest, first.notes, files, first.sums, first.skipped, first.stage, first.reason
+            )
+            yield Kept(merged, {name: stored.name for name, stored in files.items()})
+
+    def _rejected_rows(self, metadata: Metadata) -> Iterator[dict[str, object]]:
+        if metadata.counts.rejected:
+            yield from (row for row in index_rows(self.primary.path) if "reject" in row)
+
+    def _refuse_other_settings(self, made_with: dict[str, Value]) -> None:
+        different = [
+            f"{name.replace('_', '-')}: was {_shown(made_with.get(name))}, now {_shown(self.fingerprint.get(name))}"
+            for name in sorted(made_with.keys() | self.fingerprint.keys())
+            if made_with.get(name) != self.fingerprint.get(name)
+        ]
+        if different:
+            raise SettingsChangedError(
+                f"{self.primary.path} was made with other settings ({'; '.join(different)}). "
+                "Use the same settings to go on, another destination, or --overwrite to start anew"
+            )
+
+    # carrying out
+
+    def _execute(self, plan: Plan) -> None:
+        done = set(plan.done())
+        for output in self.outputs:
+            remove_tree(output.container.work / "stage")
+        for output in self.outputs:
+            output.container.absorb(_prefix(done))
+        tally = _Live(self, plan, done)
+        todo = [shard for shard in range(len(plan.shards)) if shard not in done]
+        task = Task(plan, self.source, self.load, self.encoder, self.outputs, self.batch_size, self.load_threads)
+        if todo:
+            run_local(task, todo, min(self.workers, len(todo)), tally.take)
+        for output in self.outputs:
+            output.container.absorb(len(plan.shards))
+
+    def _finish(self, plan: Plan) -> Tally:
+        if plan.update:
+            shift(plan, {output.name: output.container.path for output in self.outputs})
+        seconds: dict[str, float] = {}
+        for shard in plan.done():
+            for stage, value in plan.report(shard).seconds.items():
+                seconds[stage] = round(seconds.get(stage, 0.0) + value, 3)
+        report: dict[str, object] = {"seconds_by_stage": seconds, "workers": self.workers}
+        tally = finish(plan, self.primary.work, self.outputs, self.describe, report)
+        for output in reversed(self.outputs):
+            remove_tree(output.container.work)
+        return tally
+
+    def _already_done(self, seconds: float) -> Result:
+        metadata = Metadata.read_beside(self.primary.path)
+        assert metadata is not None
+        counts = metadata.counts
+        rejects = self.primary.side_file(REJECTS_JSONL)
+        return Result(
+            dest=self.primary.path,
+            listed=counts.listed,
+            stored=counts.stored,
+            rejected=counts.rejected,
+            skipped=counts.skipped,
+            computed=0,
+            bytes=0,
+            notes=metadata.notes,
+            seconds=seconds,
+            report=self.primary.side_file(REPORT_JSON),
+            rejects=rejects if rejects.exists() else None,
+            already_done=True,
+        )
+
+    def _result(self, tally: Tally, computed: int, seconds: float, changes: Changes | None) -> Result:
+        rejects = self.primary.side_file(REJECTS_JSONL)
+        return Result(
+            dest=self.primary.path,
+            listed=tally.listed,
+            stored=tally.stored,
+            rejected=tally.rejected,
+            skipped=tally.skipped,
+            computed=computed,
+            bytes=tally.bytes,
+            notes={note: len(keys) for note, keys in sorted(tally.notes.items())},
+            seconds=seconds,
+            report=self.primary.side_file(REPORT_JSON),
+            rejects=rejects if rejects.exists() else None,
+            changes=changes,
+        )
+
+
+class _Live:
+    """Follows a running job: tells progress, gathers a zip's shards in order, and stops a job that fails too much."""
+
+    def __init__(self, job: Job, plan: Plan, done: set[int]) -> None:
+        self.job, self.plan = job, plan
+        self.committed: list[int] = []
+        self.next = _prefix(done)
+        self.ahead = sorted(shard for shard in done if shard > self.next)
+        reports = [plan.report(shard) for shard in done]
+        self.images = sum(report.images for report in reports)
+        self.rejected = sum(report.rejected for report in reports)
+        self.skipped = sum(report.skipped for report in reports)
+        self._tell()
+
+    def take(self, event: Progress | ShardReport) -> None:
+        if isinstance(event, ShardReport):
+            heapq.heappush(self.ahead, event.shard)
+            while self.ahead and self.ahead[0] == self.next:
+                heapq.heappop(self.ahead)
+                self.next += 1
+            for output in self.job.outputs:
+                output.container.absorb(self.next)
+            return
+        self.images += event.done
+        self.rejected += event.rejected
+        self.skipped += event.skipped
+        self._tell()
+        if self.job.max_failures.exceeded(self.rejected, self.images):
+            raise TooManyFailuresError(
+                f"{self.rejected:,} of {self.images:,} images were rejected, over --max-failures "
+                f"{self.job.max_failures}. What is committed stays; run again with a higher limit to go on"
+            )
+
+    def _tell(self) -> None:
+        self.job.tell(Event("progress", "", self.plan.images, self.images, self.rejected, self.skipped))
+
+
+def _prefix(done: set[int]) -> int:
+    """How many shards from the first on are done without a gap."""
+    count = 0
+    while count in done:
+        count += 1
+    return count
+
+
+def _shown(value: Value) -> str:
+    return "not set" if value is None else str(value)
+
+
+def stored_fingerprint(place: Container) -> dict[str, Value]:
+    """The settings that a destination was or is being made with; empty for a new one."""
+    plan = current_plan(place.work)
+    if plan is not None:
+        return plan.fingerprint
+    metadata = Metadata.read_beside(place.path)
+    return metadata.fingerprint if metadata else {}
+
+
+def _refuse_foreign(place: Container) -> None:
+    """Refuse a destination that holds anything that latentmill did not write."""
+    if place.exists() and Metadata.read_beside(place.path) is None and not place.work.exists():
+        what = "is a zip that" if place.is_zip else "is not empty and"
+        raise DestinationError(f"the destination {what} latentmill did not make: {place.path}. Choose another")
+
+
+def clear(place: Container) -> None:
+    """Remove what latentmill made at a destination, and nothing else. Raises DestinationError where that is unclear."""
+    _refuse_foreign(place)
+    with write_errors(place.path):
+        remove_tree(place.work)
+        for name in (REJECTS_JSONL, REPORT_JSON):
+            place.side_file(name).unlink(missing_ok=True)
+        if place.is_zip:
+            place.path.unlink(missing_ok=True)
+            return
+        for name in (METADATA_JSON, INDEX_JSONL, DATASET_JSON):
+            (place.path / name).unlink(missing_ok=True)
+        for folder in place.path.glob("[0-9]" * 5):
+            remove_tree(folder)
+
+
+@contextmanager
+def _locked(place: Container) -> Iterator[None]:
+    """Hold the destination's lock; one job at a time writes there."""
+    with write_errors(place.path):
+        place.work.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(place.work / "lock")
+    try:
+        lock.acquire(timeout=_LOCK_SECONDS)
+    except Timeout as error:
+        raise DestinationError(f"another latentmill process is writing to {place.path}") from error
+    try:
+        yield
+    except DestinationError:
+        if current_plan(place.work) is None:  # refused before anything was planned: leave no trace
+            remove_tree(place.work)
+        raise
+    finally:
+        lock.release()

@@ -1,0 +1,32 @@
+"""The models that have short names, and what is known of them without loading them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A VAE: where it is, and its figures as diffusers' config states them (checked when it is loaded)."""
+
+    name: str
+    repository: str
+    latent_channels: int
+    downscale_factor: int
+    scaling_factor: float
+    shift_factor: float | None
+    note: str
+
+
+MINI = "mini"
+FAKE = "fake"
+DEFAULT_MODEL = "sd-vae-ft-mse"
+
+MODELS: dict[str, ModelEntry] = {
+    entry.name: entry
+    for entry in (
+        ModelEntry(DEFAULT_MODEL, "stabilityai/sd-vae-ft-mse", 4, 8, 0.18215, None, "default; REPA, SiT, DiT"),
+        ModelEntry("sd-vae-ft-ema", "stabilityai/sd-vae-ft-ema", 4, 8, 0.18215, None, "DiT"),
+        ModelEntry("sdxl-vae-fp16-fix", "madebyollin/sdxl-vae-fp16-fix", 4, 8, 0.13025, None, "PixArt-Sigma"),
+    )
+}

@@ -1,0 +1,120 @@
+"""Shards on this machine: in this process, or in as many worker processes as asked for."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import queue
+import signal
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from latentmill.errors import LatentmillError
+from latentmill.records import Progress, ShardReport
+from latentmill.worker import Emit, Task, run_shards
+
+_POLL_SECONDS = 0.5
+_JOIN_SECONDS = 5.0
+_PR_SET_PDEATHSIG = 1
+
+
+def run_local(task: Task, shards: Sequence[int], workers: int, emit: Emit) -> None:
+    """Run `shards` with `workers` processes (1: this one). Raises the first failure of any of them."""
+    if workers <= 1:
+        run_shards(task, shards, emit)
+        return
+    context = multiprocessing.get_context(_start_method())
+    tasks, events = context.Queue(), context.Queue()
+    for shard in shards:
+        tasks.put(shard)
+    for _ in range(workers):
+        tasks.put(None)
+    processes = [context.Process(target=_work, args=(task, tasks, events, os.getpid())) for _ in range(workers)]
+    for process in processes:
+        process.start()
+    try:
+        _follow(processes, events, emit)
+    finally:
+        for process in processes:
+            process.kill()  # those that ended well are gone; the others must not go on (nothing half-done counts)
+        for process in processes:
+            process.join(_JOIN_SECONDS)
+        tasks.cancel_join_thread()
+        events.cancel_join_thread()
+
+
+def _start_method() -> str:
+    """fork where it is safe: it starts a worker in milliseconds. PyTorch's threads do not survive it."""
+    return "fork" if sys.platform == "linux" and "torch" not in sys.modules else "spawn"
+
+
+def _follow(processes: list[BaseProcess], events: Any, emit: Emit) -> None:
+    running = len(processes)
+    while running:
+        try:
+            event = events.get(timeout=_POLL_SECONDS)
+        except queue.Empty:
+            dead = [p for p in processes if p.exitcode not in (None, 0)]
+            if dead and events.empty():
+                raise LatentmillError(_death(dead[0].exitcode)) from None
+            continue
+        if event is None:
+            running -= 1
+        elif isinstance(event, BaseException):
+            raise event
+        else:
+            emit(event)
+
+
+def _death(code: int | None) -> str:
+    if code == -signal.SIGKILL:
+        return (
+            "a worker process was killed by the system, most likely for want of memory. Use fewer --num-workers or a "
+            "smaller --batch-size, and run the same command again to go on"
+        )
+    return f"a worker process ended with exit code {code}. Run the same command again to go on"
+
+
+def _work(task: Task, tasks: Any, events: Any, parent: int) -> None:
+    """A worker process: takes shards until told to stop, reports by `events`, and dies when its parent does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _die_with_parent()
+
+    def shards() -> Iterator[int]:
+        while True:
+            _check_parent(parent)
+            try:
+                shard = tasks.get(timeout=_POLL_SECONDS)
+            except queue.Empty:
+                continue
+            if shard is None:
+                return
+            yield shard
+
+    def emit(event: Progress | ShardReport) -> None:
+        _check_parent(parent)
+        events.put(event)
+
+    try:
+        run_shards(task, shards(), emit)
+        events.put(None)
+    except LatentmillError as error:
+        events.put(error)
+    except Exception as error:  # a fault of ours: told in the parent, with this process's traceback
+        text = "".join(traceback.format_exception(error))
+        events.put(RuntimeError(f"a worker process failed:\n{text}"))
+
+
+def _check_parent(parent: int) -> None:
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,0 +1,85 @@
+"""The last step of an update: bring kept and new results to their final names, drop the rest. Safe to repeat.
+
+Names shift when an image is added or removed, so that a file's new name may still be another's old one. First
+every kept file that changes its name moves into the update's own folder, and what is dropped is deleted; then
+all of that folder moves to the final names. Both halves skip what they find done, so a kill at any moment
+costs nothing. Success: the data is what a fresh run would have made. While it runs, the dataset has no
+`latentmill.json`, since it is not whole.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from latentmill.errors import DestinationError
+from latentmill.files import remove_tree, sync_filesystem, write_errors
+from latentmill.formats.metadata import DATASET_JSON, INDEX_JSONL, METADATA_JSON
+from latentmill.manifest import Plan
+
+SHIFTING, GATHERED, SHIFTED = "shifting", "gathered", "shifted"
+
+
+def shift(plan: Plan, roots: Mapping[str, Path]) -> None:
+    """Run or go on with the shift of an update whose shards are all committed. `roots`: each output's folder."""
+    if plan.marked(SHIFTED):
+        return
+    plan.mark(SHIFTING)
+    for root in roots.values():
+        with write_errors(root):
+            for name in (METADATA_JSON, DATASET_JSON, INDEX_JSONL):
+                (root / name).unlink(missing_ok=True)
+    if not plan.marked(GATHERED):
+        _gather(plan, roots)
+        plan.mark(GATHERED)
+    for root in roots.values():
+        with write_errors(root):
+            _place(root / plan.publish, root)
+            sync_filesystem(root)
+            _remove_empty_chunks(root)
+    plan.mark(SHIFTED)
+    for root in roots.values():
+        for folder in (root / ".latentmill").glob("new-*"):
+            remove_tree(folder)
+
+
+def _gather(plan: Plan, roots: Mapping[str, Path]) -> None:
+    for outcome, where in plan.kept():
+        for output, old in where.items():
+            name = outcome.files[output].name
+            if old != name:
+                _move(roots[output] / old, roots[output] / plan.publish / name)
+    for _, where in plan.dropped():
+        for output, old in where.items():
+            with write_errors(roots[output] / old):
+                (roots[output] / old).unlink(missing_ok=True)
+    for root in roots.values():
+        with write_errors(root):
+            sync_filesystem(root)
+
+
+def _move(old: Path, new: Path) -> None:
+    with write_errors(new):
+        new.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.replace(old, new)  # noqa: PTH105
+        except FileNotFoundError as error:
+            if not new.exists():
+                raise DestinationError(
+                    f"{old} is missing, though an earlier run made it; --overwrite makes the dataset anew"
+                ) from error
+
+
+def _place(folder: Path, root: Path) -> None:
+    for chunk in sorted(folder.glob("*")):
+        (root / chunk.name).mkdir(exist_ok=True)
+        for file in chunk.iterdir():
+            os.replace(file, root / chunk.name / file.name)  # noqa: PTH105
+
+
+def _remove_empty_chunks(root: Path) -> None:
+    for folder in root.glob("[0-9]" * 5):
+        with suppress(OSError):  # not empty
+            folder.rmdir()

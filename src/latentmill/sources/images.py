@@ -1,0 +1,248 @@
+"""Images in a folder (walked recursively) or in a zip, ordered and labelled as the class-conditional tools do."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from latentmill.decode import source_extensions
+from latentmill.errors import SampleError, SourceError
+from latentmill.formats.metadata import DATASET_JSON, Metadata, index_rows, read_labels
+from latentmill.formats.repa import converted_number
+from latentmill.formats.stored_zip import read_member
+from latentmill.records import SampleRef
+
+# A deflated member may not inflate to more than this: a photo of the decoder's pixel limit, uncompressed.
+_MAX_MEMBER_BYTES = 1 << 30
+
+
+# One listed image: key, stat, where, fault (see SampleRef). A plain tuple: a source may hold millions.
+_Found = tuple[str, str, tuple[int, ...], str]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a source holds: how many images, the class table (None without one), and warnings for the person."""
+
+    count: int
+    classes: list[str] | None
+    warnings: list[str]
+    knows_digests: bool
+    _refs: Callable[[], Iterator[SampleRef]]
+
+    def refs(self) -> Iterator[SampleRef]:
+        """Every image in order, made one at a time: a million of them need not be held."""
+        return self._refs()
+
+
+class ImageSource:
+    """A folder or a `.zip` of images. Picklable; `read` may be called from many threads and processes.
+
+    numbering: number the outputs by the numbers in converted names (`00000/img00000007.png` -> 7) where every
+    image has one, else by position. Raises SourceError.
+    """
+
+    def __init__(self, path: Path, numbering: bool = False) -> None:
+        self.path = path
+        self.numbering = numbering
+        self.is_zip = path.suffix.lower() == ".zip" and not path.is_dir()
+        self._local = threading.local()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "numbering": self.numbering, "is_zip": self.is_zip}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._local = threading.local()
+
+    def list(self, max_images: int | None = None) -> Listing:
+        """All images in order: by full path, in code-point order, whatever can be read of them later."""
+        if not self.path.exists():
+            raise SourceError(f"the source does not exist: {self.path}")
+        if not self.path.is_dir() and not self.is_zip:
+            raise SourceError(f"the source must be a folder or a .zip. Found: {self.path}")
+        warnings: list[str] = []
+        found = self._list_zip() if self.is_zip else self._list_folder(warnings)
+        found.sort()
+        if not found:
+            raise SourceError(f"the source holds no images: {self.path} (an image has an extension that Pillow knows)")
+        metadata = Metadata.read_beside(self.path)
+        label_of, classes = self._labels(found, metadata, warnings)
+        number_of = self._numbering(found)
+        digests = self._known_digests(metadata)
+        count = len(found) if max_images is None else min(max_images, len(found))
+
+        def refs() -> Iterator[SampleRef]:
+            for position, (key, stat, where, fault) in enumerate(found[:count]):
+                known = digests.get(key, "")
+                yield SampleRef(number_of(position, key), key, stat, label_of(key), where, known, fault)
+
+        return Listing(count, classes, warnings, bool(digests), refs)
+
+    def read(self, ref: SampleRef) -> bytes:
+        """The bytes of one image. Raises SampleError (stage `read`)."""
+        try:
+            if not self.is_zip:
+                with open(self.path / ref.key, "rb") as file:  # noqa: PTH123 - a third faster than Path.open
+                    return file.read()
+            file = self._archive()
+            offset, compressed, method, crc = ref.where
+            return read_member(file, offset, compressed, method, crc, _MAX_MEMBER_BYTES)
+        except OSError as error:
+            raise SampleError("read", error.strerror or str(error)) from error
+
+    def _archive(self) -> Any:
+        """This thread's own handle on the archive, opened anew after a fork."""
+        if getattr(self._local, "pid", None) != os.getpid():
+            self._local.file = self.path.open("rb")
+            self._local.pid = os.getpid()
+        return self._local.file
+
+    def _list_zip(self) -> list[_Found]:
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                infos = archive.infolist()
+        except (zipfile.BadZipFile, OSError) as error:
+            raise SourceError(f"the source is not a zip archive that can be read: {self.path} ({error})") from error
+        found, seen = [], set()
+        for info in infos:
+            key = info.filename
+            if info.is_dir() or not _is_image(key):
+                continue
+            fault = ""
+            if ".." in key.split("/") or key.startswith("/") or "\\" in key:
+                fault = "the member's name leaves the archive"
+            elif key in seen:
+                fault = "the archive holds this name twice"
+            seen.add(key)
+            where = (info.header_offset, info.compress_size, info.compress_type, info.CRC)
+            found.append((key, f"{info.file_size}-{info.CRC:08x}", where, fault))
+        return found
+
+    def _list_folder(self, warnings: list[str]) -> list[_Found]:
+        found: list[_Found] = []
+        loops: list[str] = []
+        for path, entry in _walk(str(self.path), loops):
+            if not _is_image(entry.name):
+                continue
+            key = os.path.relpath(path, self.path).replace(os.sep, "/")
+            try:
+                stat = entry.stat()
+                found.append((key, f"{stat.st_size}-{stat.st_mtime_ns}", (), ""))
+            except OSError as error:
+                found.append((key, "", (), error.strerror or str(error)))
+        if loops:
+            warnings.append(f"not followed, since they lead back to a parent folder: {', '.join(map(printable, loops[:3]))}"
+                            + (f" and {len(loops) - 3} more links" if len(loops) > 3 else ""))  # fmt: skip
+        return found
+
+    def _numbering(self, found: list[_Found]) -> Callable[[int, str], int]:
+        if self.numbering and all(converted_number(item[0]) is not None for item in found):
+            return lambda position, key: int(key[-12:-4])
+        return lambda position, key: position
+
+    def _labels(
+        self, found: list[_Found], metadata: Metadata | None, warnings: list[str]
+    ) -> tuple[Callable[[str], int | None], list[str] | None]:
+        """The label of a key: `dataset.json` wins; else, in a folder, the rank of the top-level folder's name."""
+        given = self._dataset_json()
+        if given:
+            missing = len(given.keys() - {item[0] for item in found})
+            if missing:
+                warnings.append(f"{DATASET_JSON} names {missing:,} files that the source does not hold")
+            return given.get, metadata.classes if metadata else None
+        if self.is_zip or metadata is not None:
+            return lambda key: None, None
+        classes = sorted({_top_folder(item[0]) for item in found})
+        if len(classes) == 1:
+            return lambda key: None, None
+        rank = {name: label for label, name in enumerate(classes)}
+        return lambda key: rank[_top_folder(key)], classes
+
+    def _dataset_json(self) -> dict[str, int]:
+        """Labels of the source's own `dataset.json`; empty without one, or where its labels are null or empty."""
+        try:
+            if self.is_zip:
+                with zipfile.ZipFile(self.path) as archive:
+                    text = archive.read(DATASET_JSON) if DATASET_JSON in archive.namelist() else b""
+            else:
+                path = self.path / DATASET_JSON
+                text = path.read_bytes() if path.is_file() else b""
+        except OSError as error:
+            raise SourceError(f"cannot read {self.path / DATASET_JSON}: {error.strerror or error}") from error
+        if not text:
+            return {}
+        return read_labels(text, str(self.path / DATASET_JSON))
+
+    def _known_digests(self, metadata: Metadata | None) -> dict[str, str]:
+        """Digests by key where latentmill wrote the source, so that renumbered images are known again."""
+        if metadata is None:
+            return {}
+        with contextlib.suppress(OSError, json.JSONDecodeError, SourceError):
+            return {row["name"]: row["digest"] for row in index_rows(self.path) if "name" in row}
+        return {}
+
+
+class LatentSource(ImageSource):
+    """The stored latents of a dataset that latentmill made, numbered and labelled as they are."""
+
+    def list(self, max_images: int | None = None) -> Listing:
+        rows = [row for row in index_rows(self.path) if "name" in row]
+        metadata = Metadata.read_beside(self.path)
+        if not rows or metadata is None:
+            raise SourceError(f"{self.path} holds no latents")
+        places: dict[str, tuple[int, ...]] = {}
+        if self.is_zip:
+            with zipfile.ZipFile(self.path) as archive:
+                places = {i.filename: (i.header_offset, i.compress_size, i.compress_type, i.CRC) for i in archive.infolist()}
+        count = len(rows) if max_images is None else min(max_images, len(rows))
+
+        def refs() -> Iterator[SampleRef]:
+            for row in rows[:count]:
+                name = row["name"]
+                yield SampleRef(row["index"], name, row["digest"], row["label"], places.get(name, ()), row["digest"])
+
+        return Listing(count, metadata.classes, [], True, refs)
+
+
+def printable(text: str) -> str:
+    """A path as it can be shown: bytes that are not UTF-8 become `\\xNN`."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in source_extensions()
+
+
+def _top_folder(key: str) -> str:
+    top, slash, _ = key.partition("/")
+    return top if slash else ""
+
+
+def _walk(folder: str, loops: list[str], parents: tuple[tuple[int, int], ...] = ()) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Every file below `folder`, links followed, except a link to a folder that it lies in (added to `loops`)."""
+    try:
+        stat = os.stat(folder)
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        raise SourceError(f"cannot list the folder {printable(folder)}: {error.strerror or error}") from error
+    identity = (stat.st_dev, stat.st_ino)
+    if identity in parents:
+        loops.append(folder)
+        return
+    for entry in entries:
+        try:
+            is_folder = entry.is_dir()
+        except OSError:  # a link that points at itself
+            is_folder = False
+        if is_folder:
+            yield from _walk(entry.path, loops, (*parents, identity))
+        else:
+            yield entry.path, entry

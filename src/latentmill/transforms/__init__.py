@@ -1,0 +1,1 @@
+"""Transforms: a decoded image in, pixels of the wanted size out."""

@@ -1,0 +1,193 @@
+"""The data flow of a shard: load -> encode in batches -> write -> commit. The same under every runner.
+
+Loading runs ahead in threads, writing and committing behind in one thread, so that the three overlap and memory
+is bounded by a few batches. On success every image of the shard is stored, skipped or rejected, and the ledger
+says which. On any other failure, or when the run is cancelled, the shard leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain, islice
+
+from latentmill.batching import Background, batched, prefetched
+from latentmill.errors import SampleError
+from latentmill.files import digest
+from latentmill.formats.containers import Container, ShardSink
+from latentmill.formats.repa import Layout
+from latentmill.manifest import Plan
+from latentmill.records import Encoded, Outcome, Progress, Sample, SampleRef, ShardReport
+from latentmill.stages import Encoder, EncoderSpec, Load, Source
+
+_WRITE_AHEAD = 2  # batches, and shards waiting for their sync, that may be queued behind the encoder
+Emit = Callable[[Progress | ShardReport], None]
+
+
+@dataclass(frozen=True)
+class Output:
+    """One dataset that is made: its layout, where it lies, and whether it stores pixels or what the encoder gives."""
+
+    name: str
+    layout: Layout
+    container: Container
+    encoded: bool
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything a worker needs, picklable: what `run_shards` does is told by this and the shard numbers alone."""
+
+    plan: Plan
+    source: Source
+    load: Load
+    encoder: EncoderSpec | None
+    outputs: tuple[Output, ...]
+    batch_size: int
+    load_threads: int
+
+
+@dataclass
+class _Clock:
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def time(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+def run_shards(task: Task, shards: Iterable[int], emit: Emit, encoder: Encoder | None = None) -> None:
+    """Run shards one after the other; loading runs on into the next one. `encoder`: opened here unless given."""
+    if encoder is None and task.encoder is not None:
+        encoder = task.encoder.open()
+    started: deque[tuple[int, int]] = deque()
+
+    def refs() -> Iterator[SampleRef]:
+        for shard in shards:
+            found = task.plan.refs(shard)
+            started.append((shard, len(found)))
+            yield from found
+
+    ahead = max(2 * task.batch_size, 2 * task.load_threads)
+    loaded = prefetched(lambda ref: _attempt(task, ref), refs(), task.load_threads, ahead)
+    behind = Background(_WRITE_AHEAD)
+    try:
+        for first in loaded:
+            shard, count = started.popleft()
+            run_shard(task, shard, chain([first], islice(loaded, count - 1)), encoder, behind, emit)
+        behind.drain()
+    finally:
+        loaded.close()  # type: ignore[attr-defined]
+        behind.close()
+
+
+def run_shard(
+    task: Task,
+    shard: int,
+    loaded: Iterator[Sample | Outcome],
+    encoder: Encoder | None,
+    behind: Background,
+    emit: Emit,
+) -> None:
+    """One shard, from loaded images to its ledger entry; writing and the commit are queued on `behind`."""
+    clock = _Clock()
+    outcomes: list[Outcome] = []
+    sinks = {o.name: o.container.sink(shard, task.plan.publish) for o in task.outputs}
+
+    def write(batch: list[Sample | Outcome], results: dict[int, Encoded | SampleError]) -> None:
+        with clock.time("write"), _aborting(sinks.values()):
+            settled = [_store(task.outputs, sinks, item, results) for item in batch]
+        outcomes.extend(settled)
+        emit(Progress(len(settled), sum(bool(o.stage) for o in settled), sum(o.skipped for o in settled)))
+
+    def commit() -> None:
+        with clock.time("commit"), _aborting(sinks.values()):
+            for sink in sinks.values():
+                sink.commit()
+            report = _report(shard, outcomes, clock)
+            task.plan.commit(report, outcomes)
+        emit(report)
+
+    try:
+        for batch in _timed(batched(loaded, task.batch_size), clock):
+            samples = [item for item in batch if isinstance(item, Sample)]
+            with clock.time("encode"):
+                encoded = encoder.encode(samples) if encoder and samples else [None] * len(samples)
+            results = {s.ref.index: r for s, r in zip(samples, encoded, strict=True) if r is not None}
+            behind.submit(lambda batch=batch, results=results: write(batch, results))  # type: ignore[misc]
+        behind.submit(commit)
+    except BaseException:
+        behind.close()
+        for sink in sinks.values():
+            sink.abort()
+        raise
+
+
+def _attempt(task: Task, ref: SampleRef) -> Sample | Outcome:
+    """Read, decode and transform one image; its failure, or the transform's leaving it out, becomes its outcome."""
+    found = ""
+    try:
+        if ref.fault:
+            raise SampleError("list", ref.fault)
+        data = task.source.read(ref)
+        found = digest(data)
+        sample = task.load(ref, data)
+    except SampleError as error:
+        return Outcome(ref, found, stage=error.stage, reason=error.reason)
+    if sample is None:
+        return Outcome(ref, found, skipped=True)
+    return Sample(ref, sample.array, found, sample.notes)
+
+
+def _store(
+    outputs: Sequence[Output],
+    sinks: dict[str, ShardSink],
+    item: Sample | Outcome,
+    results: dict[int, Encoded | SampleError],
+) -> Outcome:
+    """Write one image to every output, or to none where its encoding failed, so that pairs stay pairs."""
+    if isinstance(item, Outcome):
+        return item
+    result = results.get(item.ref.index)
+    if isinstance(result, SampleError):
+        return Outcome(item.ref, item.digest, item.notes, stage=result.stage, reason=result.reason)
+    files = {}
+    for output in outputs:
+        array = result.array if output.encoded and result is not None else item.array
+        files[output.name] = sinks[output.name].write(output.layout.name(item.ref.index), output.layout.to_bytes(array))
+    notes = item.notes + (result.notes if result else ())
+    return Outcome(item.ref, item.digest, notes, files, result.sums if result else ())
+
+
+@contextmanager
+def _aborting(sinks: Iterable[ShardSink]) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        for sink in sinks:
+            sink.abort()
+        raise
+
+
+def _timed(batches: Iterator[list[Sample | Outcome]], clock: _Clock) -> Iterator[list[Sample | Outcome]]:
+    """Count the time that the next batch is waited for as `load`."""
+    while True:
+        with clock.time("load"):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
+
+
+def _report(shard: int, outcomes: list[Outcome], clock: _Clock) -> ShardReport:
+    rejected = sum(bool(o.stage) for o in outcomes)
+    skipped = sum(o.skipped for o in outcomes)
+    seconds = {stage: round(value, 4) for stage, value in clock.seconds.items()}
+    return ShardReport(shard, len(outcomes), len(outcomes) - rejected - skipped, rejected, skipped, seconds)
