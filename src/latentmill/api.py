@@ -44,7 +44,7 @@ def convert(source: str | Path, dest: str | Path, *, tell: Tell = _quiet, **sett
     chosen = validated(ConvertSettings, {"source": source, "dest": dest, **settings})
     place = _destination(chosen.source, chosen.dest)
     images = ImageSource(chosen.source)
-    listing = images.list(chosen.max_images)
+    listing = images.listing(chosen.max_images)
     load = _image_load(chosen, images, listing)
     _check_square(load.result_size)
     output = Output("images", ImageLayout(), place, encoded=False)
@@ -77,7 +77,7 @@ def encode(source: str | Path, dest: str | Path, *, tell: Tell = _quiet, **setti
     chosen = validated(EncodeSettings, {"source": source, "dest": dest, **settings})
     place = _destination(chosen.source, chosen.dest)
     images = ImageSource(chosen.source, numbering=chosen.transform == "none" and chosen.resolution is None)
-    listing = images.list(chosen.max_images)
+    listing = images.listing(chosen.max_images)
     load = _image_load(chosen, images, listing)
     made_with: dict[str, Value] = {} if chosen.overwrite else stored_fingerprint(place)
     batch_size = chosen.batch_size or _stored_int(made_with, "batch_size") or _DEFAULT_ENCODE_BATCH
@@ -88,8 +88,12 @@ def encode(source: str | Path, dest: str | Path, *, tell: Tell = _quiet, **setti
         **_pixel_fingerprint(chosen),
         "vae_weights": info.weights_sha256,
         "device": spec.device.partition(":")[0] if hasattr(spec, "device") else "cpu",
-        **{"dtype": chosen.dtype, "pixel_range": list(chosen.pixel_range), "store": chosen.store},
-        **{"save_dtype": chosen.save_dtype, "batch_size": batch_size, "threads": threads},
+        "dtype": chosen.dtype,
+        "pixel_range": list(chosen.pixel_range),
+        "store": chosen.store,
+        "save_dtype": chosen.save_dtype,
+        "batch_size": batch_size,
+        "threads": threads,
         "seed": chosen.seed if chosen.store == "sample" else None,
         "images": chosen.images is not None,
         **{name: _series(name) for name in ("torch", "diffusers") if info.class_name != FAKE},
@@ -112,7 +116,9 @@ def encode(source: str | Path, dest: str | Path, *, tell: Tell = _quiet, **setti
             raise ConfigError(f"--images and --dest are the same place: {place.path}")
         outputs.append(Output("images", ImageLayout(), beside, encoded=False))
         describe["images"] = Description(_pixel_fingerprint(chosen), image_size=load.result_size)
-    tell(Event("plan", f"{info.name}: {_model_line(info)}; {threads} threads on {fingerprint['device']}, {chosen.dtype}"))
+    tell(
+        Event("plan", f"{info.name}: {_model_line(info)}; {threads} threads on {fingerprint['device']}, {chosen.dtype}")
+    )
     estimate = Estimate.for_encode(listing.count, latent, load.result_size, place.path, chosen.images is not None)
     estimate.announce(tell)
     return Job(
@@ -153,12 +159,10 @@ def decode(source: str | Path, dest: str | Path, *, tell: Tell = _quiet, **setti
     if model.info.weights_sha256 != info.weights_sha256:
         tell(Event("warning", f"{model.info.name} is not the model that made these latents (its weights differ)"))
     latents = LatentSource(chosen.source)
-    listing = latents.list(chosen.max_images)
+    listing = latents.listing(chosen.max_images)
     threads = chosen.threads or usable_cores()
     device = choose_device(chosen.device)
-    spec = DecoderSpec(
-        VaeSpec(model, device, "float32", metadata.latent.pixel_range, "mean", 0, "float32", threads)
-    )
+    spec = DecoderSpec(VaeSpec(model, device, "float32", metadata.latent.pixel_range, "mean", 0, "float32", threads))
     height, width = (side * info.downscale_factor for side in metadata.latent.shape[1:])
     fingerprint: dict[str, Value] = {"decoded_by": model.info.weights_sha256, "batch_size": chosen.batch_size}
     return Job(
@@ -270,9 +274,8 @@ def _encoder(chosen: EncodeSettings, threads: int) -> tuple[EncoderSpec, ModelIn
 
 
 def _model_line(info: ModelInfo) -> str:
-    return (
-        f"{info.latent_channels} channels, factor {info.downscale_factor}, scaling {info.scaling_factor:g}"
-        + (f", shift {info.shift_factor:g}" if info.shift_factor is not None else "")
+    return f"{info.latent_channels} channels, factor {info.downscale_factor}, scaling {info.scaling_factor:g}" + (
+        f", shift {info.shift_factor:g}" if info.shift_factor is not None else ""
     )
 
 

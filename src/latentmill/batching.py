@@ -19,9 +19,7 @@ def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
         yield batch
 
 
-def prefetched(
-    function: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int
-) -> Iterator[Result]:
+def prefetched(function: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int) -> Iterator[Result]:
     """`function` of each item, in order, computed by `threads` threads at most `ahead` items before it is asked for.
 
     With 0 threads nothing runs ahead. An exception comes out where its result would have; leaving the generator

@@ -88,7 +88,8 @@ TransformOption = Annotated[Transform, typer.Option(help="How an image becomes t
 MaxImages = Annotated[int | None, typer.Option(metavar="N", help="Only the first N images of the source.")]
 MaxPixels = Annotated[int, typer.Option(metavar="N", help="Reject images of more pixels (decompression bombs).")]
 MaxFailures = Annotated[
-    str, typer.Option(metavar="N|P%", help="Stop when more images are rejected; a percentage is judged after 100 images.")
+    str,
+    typer.Option(metavar="N|P%", help="Stop when more images are rejected; a percentage is judged after 100 images."),
 ]
 CheckOption = Annotated[
     Check, typer.Option(help="How a rerun sees that an image changed: size and time, or its content.")
@@ -138,7 +139,7 @@ def convert(
 
     Example: latentmill convert --source train --dest data/images --resolution 256x256 --transform center-crop-dhariwal
     """
-    _run_job("convert", {**locals()})
+    run_job("convert", {**locals()})
 
 
 @app.command()
@@ -146,7 +147,8 @@ def encode(
     source: Source,
     dest: Dest,
     model_url: Annotated[
-        str, typer.Option("--model-url", "--vae", help="Short name (see `latentmill models`), hub repository, or folder.")
+        str,
+        typer.Option("--model-url", "--vae", help="Short name (see `latentmill models`), hub repository, or folder."),
     ] = "sd-vae-ft-mse",
     revision: Annotated[str | None, typer.Option(help="Revision of a hub repository.")] = None,
     subfolder: Annotated[str | None, typer.Option(help="Folder of the VAE inside the model.")] = None,
@@ -157,14 +159,20 @@ def encode(
     batch_size: Annotated[
         int | None, typer.Option(metavar="N", help="Images a forward. Default: 8.", show_default=False)
     ] = None,
-    num_workers: Annotated[int | None, typer.Option(metavar="N", help="Loading threads. Default: the usable cores.")] = None,
-    threads: Annotated[int | None, typer.Option(metavar="N", help="CPU threads a forward. Default: the usable cores.")] = None,
+    num_workers: Annotated[
+        int | None, typer.Option(metavar="N", help="Loading threads. Default: the usable cores.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", help="CPU threads a forward. Default: the usable cores.")
+    ] = None,
     device: Device = "auto",
     dtype: Annotated[Dtype, typer.Option(help="Precision of the model.")] = Dtype.float32,
     pixel_range: Annotated[
         str, typer.Option(metavar="-1,1|0,1", help="Range of the model's input: -1,1 (REPA, SiT, DiT) or 0,1 (EDM2).")
     ] = "-1,1",
-    store: Annotated[Store, typer.Option(help="The posterior's mean and deviation, its mean, or one sample.")] = Store.moments,
+    store: Annotated[
+        Store, typer.Option(help="The posterior's mean and deviation, its mean, or one sample.")
+    ] = Store.moments,
     seed: Annotated[int, typer.Option(help="Of the samples, with --store sample.")] = 0,
     save_dtype: Annotated[SaveDtype, typer.Option(help="Precision of the stored latents.")] = SaveDtype.float32,
     exif: ExifOption = Exif.ignore,
@@ -178,7 +186,7 @@ def encode(
 
     Example: latentmill encode --source data/images --dest data/vae-sd
     """
-    _run_job("encode", {**locals()})
+    run_job("encode", {**locals()})
 
 
 @app.command()
@@ -198,7 +206,7 @@ def decode(
 
     Example: latentmill decode --source data/vae-sd --dest decoded --max-images 64
     """
-    _run_job("decode", {**locals()})
+    run_job("decode", {**locals()})
 
 
 @app.command()
@@ -267,7 +275,8 @@ def demo(
     _guarded(show)
 
 
-def _run_job(command: str, values: dict[str, Any]) -> None:
+def run_job(command: str, values: dict[str, Any]) -> None:
+    """Run one of the jobs of `api` with settings as options gave them, and exit by its outcome."""
     settings = {name: str(value) if isinstance(value, StrEnum) else value for name, value in values.items()}
 
     def job() -> int:
@@ -300,6 +309,13 @@ def _guarded(work: Callable[[], int]) -> None:
 
         err.print(f"[red]error:[/] {escape(printable(str(error)))}")
         code = EXIT_FAILED
+    except Exception as error:
+        if _debug:
+            raise
+        err.print(
+            f"[red]error:[/] a fault in latentmill: {type(error).__name__}: {escape(str(error))} (--debug tells more)"
+        )
+        code = EXIT_FAILED
     raise typer.Exit(code)
 
 
@@ -308,7 +324,9 @@ def _summarise(command: str, result: Result) -> None:
     from latentmill.estimate import human
 
     if result.already_done:
-        out.print(f"[green]already finished:[/] {escape(str(result.dest))} holds all {result.stored:,} images; nothing to do")
+        out.print(
+            f"[green]already finished:[/] {escape(str(result.dest))} holds all {result.stored:,} images; nothing to do"
+        )
     else:
         rate = result.computed / result.seconds if result.seconds else 0.0
         done = f"{result.computed:,} images in {_clock(result.seconds)} ({rate:,.1f}/s), {human(result.bytes)}"
@@ -384,7 +402,9 @@ class _Display:
         elif now - self.printed > _PLAIN_SECONDS:
             self.printed = now
             left = (event.total - event.done) * (now - self.started) / max(event.done - self.first_done, 1)
-            out.print(f"{self.command}: {event.done:,} of {event.total:,}, {rate}, {_clock(left)} left {_rejects(event)}")
+            out.print(
+                f"{self.command}: {event.done:,} of {event.total:,}, {rate}, {_clock(left)} left {_rejects(event)}"
+            )
 
 
 def _rejects(event: Event) -> str:

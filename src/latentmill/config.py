@@ -1,4 +1,4 @@
-"""The settings of every command, validated where they are defined. A message says what was expected and what was found."""
+"""The settings of every command, validated where they are defined: a message says what was expected, what was found."""
 
 from __future__ import annotations
 
@@ -104,7 +104,9 @@ class ImageSettings(JobSettings):
         if self.transform == "center-crop-dhariwal" and width != height:
             raise ValueError(f"transform center-crop-dhariwal needs a square resolution. Found: {width}x{height}")
         if self.transform == "center-crop-wide" and height > width:
-            raise ValueError(f"transform center-crop-wide needs a width of at least the height. Found: {width}x{height}")
+            raise ValueError(
+                f"transform center-crop-wide needs a width of at least the height. Found: {width}x{height}"
+            )
         return self
 
     @property

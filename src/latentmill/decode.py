@@ -15,7 +15,7 @@ from functools import cache
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from latentmill.errors import SampleError
 from latentmill.formats.payload import stored_png_pixels
@@ -171,7 +171,7 @@ def _decode_with_pillow(data: bytes, exif: str, alpha: str, max_pixels: int) -> 
 
 
 def _reason(error: Exception, otherwise: str) -> str:
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         return otherwise
     text = " ".join(str(error).split())
     return f"{otherwise}: {text}" if text else f"{otherwise}: {type(error).__name__}"

@@ -1,13 +1,13 @@
 """What latentmill raises.
 
-    LatentmillError                 one clear line for a person, exit code 2
-    ├── ConfigError                 a setting is not valid, or two settings disagree
-    ├── SourceError                 the source cannot be listed or its labels cannot be read
-    ├── DestinationError            the destination cannot be used or written
-    │   └── SettingsChangedError    the destination was made with other settings
-    ├── ModelError                  a model cannot be found, loaded or used as asked
-    ├── TooManyFailuresError        more images were rejected than --max-failures allows
-    └── SampleError                 one image failed; recorded as a reject, the job goes on
+LatentmillError                 one clear line for a person, exit code 2
+├── ConfigError                 a setting is not valid, or two settings disagree
+├── SourceError                 the source cannot be listed or its labels cannot be read
+├── DestinationError            the destination cannot be used or written
+│   └── SettingsChangedError    the destination was made with other settings
+├── ModelError                  a model cannot be found, loaded or used as asked
+├── TooManyFailuresError        more images were rejected than --max-failures allows
+└── SampleError                 one image failed; recorded as a reject, the job goes on
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ class Estimate:
         text = f"{self.images:,} images, output about {human(self.output_bytes)}"
         tell(Event("plan", text + (f" ({human(free)} free)" if free is not None else "")))
         if free is not None and self.output_bytes > free:
-            tell(Event("warning", f"the output may not fit on the disk: {human(self.output_bytes)} of {human(free)} free"))
+            tell(Event("warning", f"the output of {human(self.output_bytes)} may not fit: {human(free)} are free"))
 
 
 def fitted(estimate: Estimate, workers: int, batch_size: int, tell: Tell) -> tuple[int, int]:
@@ -75,7 +75,7 @@ def fitted(estimate: Estimate, workers: int, batch_size: int, tell: Tell) -> tup
                 batch_size //= 2
             else:
                 workers -= 1
-    text = f"{workers} workers, batches of {batch_size}, memory at most about {human(estimate.memory(workers, batch_size))}"
+    text = f"{workers} workers, batches of {batch_size}, memory about {human(estimate.memory(workers, batch_size))}"
     tell(Event("plan", text + (f" of {human(available)} available" if available is not None else "")))
     if (workers, batch_size) != wanted:
         tell(
@@ -91,7 +91,7 @@ def fitted(estimate: Estimate, workers: int, batch_size: int, tell: Tell) -> tup
 def probe_sizes(source: ImageSource, listing: Listing) -> list[tuple[int, int]]:
     """(width, height) of a few images, spread over the source."""
     stride = max(1, listing.count // _PROBE_IMAGES)
-    sizes = []
+    sizes: list[tuple[int, int]] = []
     for position, ref in enumerate(listing.refs()):
         if position % stride == 0 and len(sizes) < _PROBE_IMAGES:
             try:

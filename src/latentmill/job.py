@@ -89,7 +89,7 @@ class Result:
 
 @dataclass
 class Job:
-    """A job with its stages chosen. outputs: the first holds the plan and the ledger. measure: seconds an image takes."""
+    """A job with its stages chosen. outputs: the first holds plan and ledger. measure: seconds that an image takes."""
 
     source: ImageSource
     load: Load
@@ -174,7 +174,7 @@ class Job:
         if changes.drop and not changes.keep and not changes.redo:
             remove_tree(plan.folder)
             raise DestinationError(
-                f"{self.primary.path} was made from another source: none of its {changes.drop:,} images is in this one. "
+                f"{self.primary.path} was made from another source: none of its {changes.drop:,} images is here. "
                 "Choose another destination, or --overwrite it"
             )
         self.tell(
@@ -204,7 +204,7 @@ class Job:
         """How images find their earlier results. What only looks changed costs a read, not a computation."""
 
         def same(ref: SampleRef, old: Outcome) -> bool:
-            if ref.fault or ref.stat == old.ref.stat and self.check != "digest":
+            if ref.fault or (ref.stat == old.ref.stat and self.check != "digest"):
                 return not ref.fault
             if ref.stat.partition("-")[0] != old.ref.stat.partition("-")[0]:  # another size
                 return False

@@ -116,7 +116,8 @@ class Plan:
     def results(self, shifted: bool) -> Iterator[Kept]:
         """Everything that lies on disk under this plan, in order of key, for a later plan to keep."""
         computed = (
-            Kept(o, {name: f"{self.publish}/{f.name}".lstrip("/") for name, f in o.files.items()}) for o in self.computed()
+            Kept(o, {name: f"{self.publish}/{f.name}".lstrip("/") for name, f in o.files.items()})
+            for o in self.computed()
         )
         if shifted:
             return heapq.merge(self.kept(), computed, key=_key)
@@ -210,7 +211,9 @@ def write_plan(
                 dropped.write(_kept_line(old))
             if ref is not None:
                 samples.write(writer.compute(ref))
-    plan = Plan(folder, last + 1, earlier is not None, writer.listed, source_digest, fingerprint, classes, writer.shards)
+    plan = Plan(
+        folder, last + 1, earlier is not None, writer.listed, source_digest, fingerprint, classes, writer.shards
+    )
     table = {key: value for key, value in vars(plan).items() if key != "folder"}
     replace_text(folder / "plan.json", json.dumps({"format": _FORMAT, **table}))
     for old_folder in work.glob("plan-*"):

@@ -38,8 +38,8 @@ def resolve(name: str, revision: str | None = None, subfolder: str | None = None
         close = difflib.get_close_matches(name, [*MODELS, MINI], n=1)
         hint = f" Did you mean {close[0]}?" if close else ""
         raise ModelError(
-            f"no model is called {name!r}, and no folder is there.{hint} Give a short name ({', '.join(MODELS)}, {MINI}), "
-            "a hub repository as owner/name, or a folder with config.json and safetensors weights"
+            f"no model is called {name!r}, and no folder is there.{hint} Give a short name "
+            f"({', '.join(MODELS)}, {MINI}), a hub repository as owner/name, or a folder with config.json and safetensors weights"
         )
     snapshot = _download(repository, revision, subfolder)
     return _described(_inside(snapshot, subfolder), repository, snapshot.name, subfolder)

@@ -154,7 +154,11 @@ class DecoderSpec:
 def channel_sums(values: Array, std: Array) -> tuple[float, ...]:
     """Per channel over the positions: mean, mean square, mean variance; what the set's statistics are made of."""
     wide = values.astype(np.float64)
-    parts = (wide.mean(axis=(1, 2)), np.square(wide).mean(axis=(1, 2)), np.square(std, dtype=np.float64).mean(axis=(1, 2)))
+    parts = (
+        wide.mean(axis=(1, 2)),
+        np.square(wide).mean(axis=(1, 2)),
+        np.square(std, dtype=np.float64).mean(axis=(1, 2)),
+    )
     return tuple(float(f"{value:.9g}") for part in parts for value in part)
 
 
@@ -179,7 +183,7 @@ def prepare_device(name: str, threads: int) -> torch.device:
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ModelError("device cuda is not there: PyTorch sees no GPU. Use --device cpu, or install a CUDA build of PyTorch")
+        raise ModelError("device cuda is not there: PyTorch sees no GPU. Use --device cpu, or a CUDA build of PyTorch")
     if name == "mps" and not torch.backends.mps.is_available():
         raise ModelError("device mps is not there. Use --device cpu")
     return torch.device(name)

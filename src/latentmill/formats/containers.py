@@ -6,6 +6,7 @@ a reader never meets a file that is not whole. Metadata comes last, and `latentm
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import zipfile
@@ -84,10 +85,8 @@ class _ZipSink:
             sync_folder(self.part.parent)
 
     def abort(self) -> None:
-        try:
+        with contextlib.suppress(OSError):  # what could not be flushed is thrown away here anyway
             self.file.close()
-        except OSError:  # what could not be flushed is thrown away here anyway
-            pass
         self.temporary.unlink(missing_ok=True)
 
 
@@ -228,7 +227,7 @@ class Reader:
         self._local = threading.local()
 
     def read(self, name: str) -> bytes:
-        """A member's bytes. Raises KeyError or FileNotFoundError when it is missing, OSError or BadZipFile when damaged."""
+        """A member's bytes. Raises KeyError or FileNotFoundError when missing, OSError or BadZipFile when damaged."""
         if not self.is_zip:
             with open(self.path / name, "rb") as file:  # noqa: PTH123
                 return file.read()

@@ -47,7 +47,7 @@ class ModelInfo(_Record):
 
 
 class LatentInfo(_Record):
-    """The stored arrays: `shape` and `dtype` of a file; `scaled` is False, since latents are stored as the VAE gave them."""
+    """The stored arrays: `shape` and `dtype` of a file. `scaled` is False: latents are stored as the VAE gave them."""
 
     shape: list[int]
     dtype: str

@@ -36,8 +36,8 @@ def png_bytes(pixels: Array) -> bytes:
         raise ValueError(f"pixels must be uint8 HWC RGB. Found: {pixels.dtype} {pixels.shape}")
     rows = np.zeros((height, 1 + 3 * width), dtype=np.uint8)
     rows[:, 1:] = pixels.reshape(height, 3 * width)
-    raw = memoryview(rows.reshape(-1))
-    blocks = [_ZLIB_HEADER]
+    raw = memoryview(rows.tobytes())
+    blocks: list[bytes | memoryview] = [_ZLIB_HEADER]
     for start in range(0, len(raw), _STORED_BLOCK):
         block = raw[start : start + _STORED_BLOCK]
         last = start + _STORED_BLOCK >= len(raw)

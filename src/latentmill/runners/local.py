@@ -27,7 +27,7 @@ def run_local(task: Task, shards: Sequence[int], workers: int, emit: Emit) -> No
     if workers <= 1:
         run_shards(task, shards, emit)
         return
-    context = multiprocessing.get_context(_start_method())
+    context: Any = multiprocessing.get_context(_start_method())
     tasks, events = context.Queue(), context.Queue()
     for shard in shards:
         tasks.put(shard)
@@ -105,7 +105,7 @@ def _work(task: Task, tasks: Any, events: Any, parent: int) -> None:
         events.put(None)
     except LatentmillError as error:
         events.put(error)
-    except Exception as error:  # a fault of ours: told in the parent, with this process's traceback
+    except Exception as error:  # noqa: BLE001 - a fault of ours: told in the parent, with this process's traceback
         text = "".join(traceback.format_exception(error))
         events.put(RuntimeError(f"a worker process failed:\n{text}"))
 

@@ -62,7 +62,7 @@ class ImageSource:
         self.__dict__.update(state)
         self._local = threading.local()
 
-    def list(self, max_images: int | None = None) -> Listing:
+    def listing(self, max_images: int | None = None) -> Listing:
         """All images in order: by full path, in code-point order, whatever can be read of them later."""
         if not self.path.exists():
             raise SourceError(f"the source does not exist: {self.path}")
@@ -111,7 +111,8 @@ class ImageSource:
                 infos = archive.infolist()
         except (zipfile.BadZipFile, OSError) as error:
             raise SourceError(f"the source is not a zip archive that can be read: {self.path} ({error})") from error
-        found, seen = [], set()
+        found: list[_Found] = []
+        seen: set[str] = set()
         for info in infos:
             key = info.filename
             if info.is_dir() or not _is_image(key):
@@ -139,8 +140,8 @@ class ImageSource:
             except OSError as error:
                 found.append((key, "", (), error.strerror or str(error)))
         if loops:
-            warnings.append(f"not followed, since they lead back to a parent folder: {', '.join(map(printable, loops[:3]))}"
-                            + (f" and {len(loops) - 3} more links" if len(loops) > 3 else ""))  # fmt: skip
+            shown = ", ".join(map(printable, loops[:3])) + (f" and {len(loops) - 3} more" if len(loops) > 3 else "")
+            warnings.append(f"links not followed, since they lead back to a parent folder: {shown}")
         return found
 
     def _numbering(self, found: list[_Found]) -> Callable[[int, str], int]:
@@ -193,7 +194,7 @@ class ImageSource:
 class LatentSource(ImageSource):
     """The stored latents of a dataset that latentmill made, numbered and labelled as they are."""
 
-    def list(self, max_images: int | None = None) -> Listing:
+    def listing(self, max_images: int | None = None) -> Listing:
         rows = [row for row in index_rows(self.path) if "name" in row]
         metadata = Metadata.read_beside(self.path)
         if not rows or metadata is None:
@@ -201,7 +202,9 @@ class LatentSource(ImageSource):
         places: dict[str, tuple[int, ...]] = {}
         if self.is_zip:
             with zipfile.ZipFile(self.path) as archive:
-                places = {i.filename: (i.header_offset, i.compress_size, i.compress_type, i.CRC) for i in archive.infolist()}
+                places = {
+                    i.filename: (i.header_offset, i.compress_size, i.compress_type, i.CRC) for i in archive.infolist()
+                }
         count = len(rows) if max_images is None else min(max_images, len(rows))
 
         def refs() -> Iterator[SampleRef]:
@@ -218,7 +221,7 @@ def printable(text: str) -> str:
 
 
 def _is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in source_extensions()
+    return os.path.splitext(name)[1].lower() in source_extensions()  # noqa: PTH122 - a million times
 
 
 def _top_folder(key: str) -> str:
@@ -226,10 +229,12 @@ def _top_folder(key: str) -> str:
     return top if slash else ""
 
 
-def _walk(folder: str, loops: list[str], parents: tuple[tuple[int, int], ...] = ()) -> Iterator[tuple[str, os.DirEntry[str]]]:
+def _walk(
+    folder: str, loops: list[str], parents: tuple[tuple[int, int], ...] = ()
+) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Every file below `folder`, links followed, except a link to a folder that it lies in (added to `loops`)."""
     try:
-        stat = os.stat(folder)
+        stat = os.stat(folder)  # noqa: PTH116
         entries = list(os.scandir(folder))
     except OSError as error:
         raise SourceError(f"cannot list the folder {printable(folder)}: {error.strerror or error}") from error

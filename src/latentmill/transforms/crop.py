@@ -71,7 +71,9 @@ CROPS: dict[str, Crop] = {
 
 def _image(pixels: Array) -> Image.Image:
     if 0 in pixels.shape:
-        raise SampleError("transform", f"nothing is left of the image after cropping ({pixels.shape[1]}x{pixels.shape[0]})")
+        raise SampleError(
+            "transform", f"nothing is left of the image after cropping ({pixels.shape[1]}x{pixels.shape[0]})"
+        )
     return Image.fromarray(np.ascontiguousarray(pixels))
 
 

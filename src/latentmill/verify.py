@@ -1,0 +1,289 @@
+"""Whether a dataset is, byte for byte, what was recorded when it was made, and whether latents pair with their images."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from latentmill.errors import SourceError
+from latentmill.files import digest, digest_lines
+from latentmill.formats.containers import Reader
+from latentmill.formats.metadata import (
+    DATASET_JSON,
+    INDEX_JSONL,
+    METADATA_JSON,
+    REJECTS_JSONL,
+    REPORT_JSON,
+    Metadata,
+    index_rows,
+    open_beside,
+    read_beside,
+    read_labels,
+)
+from latentmill.formats.repa import ImageLayout, LatentLayout, Layout
+from latentmill.job import Event
+
+_OWN_FILES = frozenset({DATASET_JSON, METADATA_JSON, INDEX_JSONL, REJECTS_JSONL, REPORT_JSON})
+_TELL_EVERY = 256
+_READ_ERRORS = (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong, and where."""
+
+    where: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}"
+
+
+@dataclass
+class VerifyReport:
+    """What was checked, and every problem found; sound when there is none."""
+
+    kind: str
+    files: int = 0
+    problems: list[Problem] = field(default_factory=list)
+    summary: str = ""
+
+    def add(self, where: str, what: str) -> None:
+        self.problems.append(Problem(where, what))
+
+
+def _quiet(event: Event) -> None:
+    pass
+
+
+def verify(
+    dataset: str | Path, images: str | Path | None = None, tell: Callable[[Event], None] = _quiet
+) -> VerifyReport:
+    """Check digests, counts, names, shapes, dtypes, finiteness and labels; with `images`, that they pair.
+
+    Raises SourceError where there is nothing that latentmill made to check against.
+    """
+    path = Path(dataset)
+    metadata, report = _metadata(path)
+    if metadata is None:
+        return report
+    if images is not None and metadata.kind != "latents":
+        raise SourceError(f"--images pairs latents with images, and {path} holds {metadata.kind}")
+    _check_index(path, metadata, report)
+    rows = list(index_rows(path)) if not report.problems else []
+    if report.problems:
+        return report
+    stored = [row for row in rows if "name" in row]
+    reader = Reader(path)
+    _check_names(reader, metadata, stored, report)
+    _check_counts(metadata, rows, report)
+    _check_labels(path, stored, report)
+    sums = _check_files(reader, metadata, stored, report, tell)
+    _check_statistics(metadata, sums, report)
+    report.summary = "digests, names, labels, shapes and values checked"
+    if images is not None:
+        _check_pairs(rows, Path(images), report, tell)
+        report.summary += ", paired with the images"
+    return report
+
+
+def _metadata(path: Path) -> tuple[Metadata | None, VerifyReport]:
+    if not path.exists():
+        raise SourceError(f"there is nothing at {path}")
+    report = VerifyReport("unknown")
+    if not path.is_dir() and not zipfile.is_zipfile(path):
+        report.add(str(path), "is not a zip archive that can be read (cut off, or damaged at its end)")
+        return None, report
+    try:
+        metadata = Metadata.read_beside(path)
+    except SourceError as error:
+        report.add(METADATA_JSON, str(error))
+        return None, report
+    if metadata is not None:
+        report.kind = metadata.kind
+        return metadata, report
+    if (path / ".latentmill").is_dir():
+        raise SourceError(f"{path} is not finished: run its command again to go on, then verify")
+    if read_beside(path, INDEX_JSONL) is None and read_beside(path, DATASET_JSON) is None:
+        raise SourceError(f"{path} holds nothing that latentmill made (no {METADATA_JSON})")
+    report.add(METADATA_JSON, "is missing")
+    return None, report
+
+
+def _check_index(path: Path, metadata: Metadata, report: VerifyReport) -> None:
+    stream = open_beside(path, INDEX_JSONL)
+    if stream is None:
+        report.add(INDEX_JSONL, "is missing")
+        return
+    try:
+        with stream:
+            found = digest_lines(line.decode() for line in stream)
+    except (*_READ_ERRORS, UnicodeDecodeError) as error:
+        report.add(INDEX_JSONL, f"cannot be read: {error}")
+        return
+    if found != metadata.index_digest:
+        report.add(INDEX_JSONL, f"was changed: its digest is not the one in {METADATA_JSON}")
+
+
+def _check_names(reader: Reader, metadata: Metadata, stored: list[dict[str, Any]], report: VerifyReport) -> None:
+    expected = {row["name"] for row in stored}
+    names = list(reader.names())
+    report.files = len(names)
+    for name in sorted(set(names) - expected - _OWN_FILES):
+        report.add(name, "is a stray file: the index does not know it")
+    for name in sorted(name for name in set(names) if names.count(name) > 1) if len(names) != len(set(names)) else ():
+        report.add(name, "is in the archive more than once")
+    layout = _layout(metadata)
+    for row in stored:
+        if row["name"] != layout.name(row["index"]):
+            report.add(row["name"], f"should be named {layout.name(row['index'])}")
+
+
+def _check_counts(metadata: Metadata, rows: list[dict[str, Any]], report: VerifyReport) -> None:
+    found = {
+        "listed": len(rows),
+        "stored": sum("name" in row for row in rows),
+        "rejected": sum("reject" in row for row in rows),
+        "skipped": sum("skipped" in row for row in rows),
+    }
+    for name, count in metadata.counts.model_dump().items():
+        if found[name] != count:
+            report.add(METADATA_JSON, f"counts {count:,} {name}, the index {found[name]:,}")
+
+
+def _check_labels(path: Path, stored: list[dict[str, Any]], report: VerifyReport) -> None:
+    text = read_beside(path, DATASET_JSON)
+    if text is None:
+        report.add(DATASET_JSON, "is missing")
+        return
+    try:
+        read_labels(text, DATASET_JSON)
+        labels = json.loads(text)["labels"]
+    except (SourceError, ValueError, KeyError) as error:
+        report.add(DATASET_JSON, str(error))
+        return
+    complete = all(row["label"] is not None for row in stored)
+    expected = [[row["name"], row["label"]] for row in stored] if complete else None
+    if labels == expected:
+        return
+    if labels is None or expected is None or len(labels) != len(expected):
+        size = "null" if labels is None else f"{len(labels):,} labels"
+        report.add(DATASET_JSON, f"holds {size}, the index {len(expected) if expected else 'null'}")
+        return
+    for found, row in zip(labels, expected, strict=True):
+        if found != row:
+            report.add(DATASET_JSON, f"says {found}, the index {row}")
+
+
+def _check_files(
+    reader: Reader,
+    metadata: Metadata,
+    stored: list[dict[str, Any]],
+    report: VerifyReport,
+    tell: Callable[[Event], None],
+) -> list[tuple[float, ...]]:
+    """Every file's digest, shape, dtype and values. Gives the per-channel sums of sound moments."""
+    layout, sums = _layout(metadata), []
+    for position, row in enumerate(stored):
+        if position % _TELL_EVERY == 0:
+            tell(Event("progress", "", len(stored), position))
+        try:
+            data = reader.read(row["name"])
+        except (FileNotFoundError, KeyError):
+            report.add(row["name"], "is missing")
+            continue
+        except _READ_ERRORS as error:
+            report.add(row["name"], f"cannot be read: {error}")
+            continue
+        if digest(data) != row["digest"]:
+            report.add(row["name"], f"was changed: its bytes are not those made from {row['key']}")
+            continue
+        problem = _check_array(layout, metadata, data)
+        if problem:
+            report.add(row["name"], problem)
+        elif "sums" in row:
+            sums.append(tuple(row["sums"]))
+    return sums
+
+
+def _check_array(layout: Layout, metadata: Metadata, data: bytes) -> str:
+    try:
+        array = layout.from_bytes(data)
+    except _READ_ERRORS as error:
+        return f"cannot be decoded: {error}"
+    if isinstance(layout, ImageLayout):
+        width, height = metadata.image_size or array.shape[1::-1]
+        expected: tuple[int, ...] = (height, width, 3)
+        dtype = "uint8"
+    else:
+        assert metadata.latent is not None
+        expected, dtype = tuple(metadata.latent.shape), metadata.latent.dtype
+    if array.shape != expected or array.dtype != dtype:
+        return f"is {array.dtype} {array.shape}, expected {dtype} {expected}"
+    if not np.isfinite(array).all():
+        return "holds NaN or infinity"
+    return ""
+
+
+def _check_statistics(metadata: Metadata, sums: list[tuple[float, ...]], report: VerifyReport) -> None:
+    if metadata.statistics is None or report.problems or not sums:
+        return
+    channels = len(metadata.statistics.mean)
+    mean = np.mean(np.array(sums)[:, :channels], axis=0)
+    if not np.allclose(mean, metadata.statistics.mean, rtol=1e-6, atol=1e-9):
+        report.add(
+            METADATA_JSON, f"its channel means {metadata.statistics.mean} are not those of the data {mean.tolist()}"
+        )
+
+
+def _check_pairs(rows: list[dict[str, Any]], images: Path, report: VerifyReport, tell: Callable[[Event], None]) -> None:
+    """Latents against images: the same numbers, and for each the bytes that the latent was made from."""
+    theirs = Metadata.read_beside(images)
+    if theirs is None or theirs.kind != "images":
+        raise SourceError(f"{images} holds no images that latentmill made (no {METADATA_JSON} of that kind)")
+    layout, reader = ImageLayout(), Reader(images)
+    image_rows = {row["index"]: row for row in index_rows(images) if "name" in row}
+    stored = {row["index"]: row for row in rows if "name" in row}
+    present = {name for name in reader.names() if ImageLayout.member.fullmatch(name)}
+    for number in sorted(image_rows.keys() - stored.keys()):
+        report.add(layout.name(number), "has no latent")
+    for name in sorted(present - {row["name"] for row in image_rows.values()}):
+        report.add(name, "is a stray image: its dataset's index does not know it")
+    for position, (number, row) in enumerate(sorted(stored.items())):
+        if position % _TELL_EVERY == 0:
+            tell(Event("progress", "", len(stored), position))
+        problem = _pair_problem(row, image_rows.get(number), reader)
+        if problem:
+            report.add(row["name"], problem)
+
+
+def _pair_problem(latent: dict[str, Any], image: dict[str, Any] | None, reader: Reader) -> str:
+    if image is None:
+        return f"has no image {ImageLayout().name(latent['index'])}"
+    try:
+        found = digest(reader.read(image["name"]))
+    except _READ_ERRORS:
+        return f"its image {image['name']} is missing or cannot be read"
+    if found != image["digest"]:
+        return f"its image {image['name']} was changed after it was made"
+    from_image = latent["key"] == image["name"] and latent["source"] == found
+    from_same_photo = latent["key"] == image["key"] and latent["source"] == image["source"]
+    if not (from_image or from_same_photo):
+        return f"was made from other bytes than its image {image['name']} (of {image['key']})"
+    if latent["label"] != image["label"]:
+        return f"has label {latent['label']}, its image {image['label']}"
+    return ""
+
+
+def _layout(metadata: Metadata) -> Layout:
+    if metadata.kind == "images":
+        return ImageLayout()
+    assert metadata.latent is not None
+    return LatentLayout(metadata.latent.statistic)
