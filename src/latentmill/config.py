@@ -13,6 +13,8 @@ from latentmill.errors import ConfigError
 
 FAILURES_JUDGED_AFTER = 100  # images, for a limit in percent
 _SIZE = re.compile(r"(\d+)[x,](\d+)")
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+_RANGES = {"-1,1": (-1.0, 1.0), "0,1": (0.0, 1.0)}
 _PERCENT_OR_COUNT = re.compile(r"(\d+(?:\.\d+)?)(%?)")
 
 Transform = Literal["none", "center-crop", "center-crop-wide", "center-crop-dhariwal"]
@@ -48,19 +50,26 @@ class FailureLimit:
 
 
 def _size(value: object) -> object:
-    """(W, H) of `WxH` or `W,H`."""
-    if value is None or isinstance(value, tuple):
+    """(W, H) of `WxH` or `W,H`, or of a pair of integers."""
+    if value is None:
         return value
-    match = _SIZE.fullmatch(str(value))
+    match = _SIZE.fullmatch("x".join(map(str, value)) if isinstance(value, tuple | list) else str(value))
     if not match or int(match[1]) == 0 or int(match[2]) == 0:
         raise ValueError("must be WxH with positive integers")
     return int(match[1]), int(match[2])
 
 
 def _range(value: object) -> object:
-    """(low, high) of `low,high`."""
-    if isinstance(value, str):
-        return {"-1,1": (-1.0, 1.0), "0,1": (0.0, 1.0)}.get(value.replace(" ", ""), value)
+    """(low, high) of `low,high`, or of a pair of numbers."""
+    ends = tuple(value) if isinstance(value, tuple | list) else _RANGES.get(str(value).replace(" ", ""))
+    if ends not in _RANGES.values():
+        raise ValueError(f"must be {' or '.join(_RANGES)}")
+    return ends
+
+
+def _device(value: object) -> object:
+    if not _DEVICE.fullmatch(str(value)):
+        raise ValueError("must be auto, cpu, mps, cuda or cuda:N")
     return value
 
 
@@ -68,6 +77,7 @@ Size = Annotated[tuple[int, int], BeforeValidator(_size)]
 Limit = Annotated[FailureLimit, BeforeValidator(FailureLimit.parse)]
 Positive = Annotated[int, Field(ge=1)]
 PixelRange = Annotated[tuple[float, float], BeforeValidator(_range)]
+Device = Annotated[str, BeforeValidator(_device)]
 
 
 class _Settings(BaseModel):
@@ -135,18 +145,12 @@ class EncodeSettings(ImageSettings):
     batch_size: Positive | None = None
     num_workers: Positive | None = None
     threads: Positive | None = None
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    device: Device = "auto"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     pixel_range: PixelRange = (-1.0, 1.0)
     store: Literal["moments", "mean", "sample"] = "moments"
     seed: int = 0
     save_dtype: Literal["float32", "float16"] = "float32"
-
-    @model_validator(mode="after")
-    def _check_range(self) -> Self:
-        if self.pixel_range not in ((-1.0, 1.0), (0.0, 1.0)):
-            raise ValueError(f"pixel_range must be -1,1 or 0,1. Found: {self.pixel_range}")
-        return self
 
 
 class DecodeSettings(JobSettings):
@@ -155,7 +159,7 @@ class DecodeSettings(JobSettings):
     model_url: str | None = None
     batch_size: Positive = 8
     threads: Positive | None = None
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    device: Device = "auto"
 
 
 Settings = TypeVar("Settings", bound=_Settings)

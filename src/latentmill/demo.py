@@ -1,0 +1,126 @@
+"""The demo: everything that latentmill does, on a dozen real photos and the embedded model, without a download."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from latentmill import api
+from latentmill.decode import decode
+from latentmill.errors import DestinationError, LatentmillError
+from latentmill.files import write_errors
+from latentmill.formats.containers import Reader
+from latentmill.formats.metadata import index_rows
+from latentmill.formats.payload import png_pixels
+from latentmill.records import Array
+from latentmill.registry import MINI
+from latentmill.verify import verify
+
+_RESOLUTION, _TRANSFORM = "256x256", "center-crop-dhariwal"
+_CELL, _GAP, _MARGIN, _TITLE = 192, 6, 16, 22
+_COLUMNS = ("original", "crop", "reconstruction")
+_GROUPS = 2  # photos beside each other in the picture
+_INK, _PAPER, _SOFT = (32, 32, 36), (250, 250, 248), (110, 110, 116)
+
+
+def run(dest: Path, say: Callable[[str], None]) -> None:
+    """Convert, encode with `mini`, decode, verify and load the packaged photos into `dest`, and draw what came of it.
+
+    Raises LatentmillError, also when the result does not verify.
+    """
+    photos, images, latents, decoded = (dest / name for name in ("photos", "images", "vae-mini", "decoded"))
+    _copy_photos(photos)
+    say(f"[bold]1. convert[/]  {photos} → {images}")
+    api.convert(photos, images, resolution=_RESOLUTION, transform=_TRANSFORM)
+    say(f"[bold]2. encode[/]   {images} → {latents} with mini, a small VAE for trying and testing only")
+    api.encode(images, latents, model_url=MINI)
+    say(f"[bold]3. verify[/]   {latents} against {images}")
+    report = verify(latents, images)
+    if report.problems:
+        raise LatentmillError(f"the demo's result does not verify: {report.problems[0]}")
+    say(f"            sound: {report.files} files, {report.summary}")
+    say(f"[bold]4. load[/]     {_load_line(latents, images)}")
+    say(f"[bold]5. decode[/]   {latents} → {decoded}")
+    api.decode(latents, decoded)
+    picture = dest / "demo.png"
+    mean_psnr = _draw(photos, images, decoded, picture)
+    say(f"            mean PSNR of the reconstructions: {mean_psnr:.1f} dB")
+    say(f"\nThe picture: [bold]{picture}[/]   (original, what the model is fed, what comes back from the latents)")
+    say(
+        "\nOn your own photos, with the VAE that REPA, SiT and DiT use:\n"
+        "  latentmill convert --source PHOTOS --dest data/images --resolution 256x256 --transform center-crop-dhariwal\n"
+        "  latentmill encode --source data/images --dest data/vae-sd"
+    )
+
+
+def _copy_photos(dest: Path) -> None:
+    """The packaged photos, as a person's own folder would be."""
+    if dest.exists() and not dest.is_dir():
+        raise DestinationError(f"{dest} is not a folder")
+    with as_file(files("latentmill") / "assets" / "photos") as source, write_errors(dest):
+        for path in sorted(source.rglob("*")):
+            if path.is_file():
+                target = dest / path.relative_to(source)
+                if not target.exists() or target.read_bytes() != path.read_bytes():
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(path.read_bytes())
+
+
+def _load_line(latents: Path, images: Path) -> str:
+    from latentmill.loaders import load
+
+    dataset = load(latents, images)
+    sample = dataset[0]
+    shapes = ", ".join(f"{name} {tuple(sample[name].shape)}" for name in ("moments", "latent", "image"))
+    return f"{len(dataset)} samples of {shapes}, label {sample['label']}, key {sample['key']}"
+
+
+def _draw(photos: Path, images: Path, decoded: Path, dest: Path) -> float:
+    """Original, crop and reconstruction of every photo, side by side; gives the mean PSNR in dB."""
+    rows = [row for row in index_rows(images) if "name" in row]
+    title, label = _font(16), _font(12)
+    group = len(_COLUMNS) * (_CELL + _GAP) + _MARGIN
+    lines = -(-len(rows) // _GROUPS)
+    size = (_MARGIN + _GROUPS * group, 2 * _MARGIN + _TITLE + lines * (_CELL + _TITLE))
+    canvas = Image.new("RGB", size, _PAPER)
+    pen = ImageDraw.Draw(canvas)
+    for left in range(_GROUPS):
+        for column, name in enumerate(_COLUMNS):
+            pen.text((_MARGIN + left * group + column * (_CELL + _GAP), _MARGIN - 4), name, _INK, title)
+    psnrs = []
+    source, result = Reader(images), Reader(decoded)
+    for position, row in enumerate(rows):
+        x = _MARGIN + (position % _GROUPS) * group
+        y = _MARGIN + _TITLE + (position // _GROUPS) * (_CELL + _TITLE)
+        original, _ = decode((photos / row["key"]).read_bytes())
+        crop, back = (png_pixels(reader.read(row["name"])) for reader in (source, result))
+        psnrs.append(_psnr(crop, back))
+        for column, pixels in enumerate((original, crop, back)):
+            canvas.paste(_thumbnail(pixels), (x + column * (_CELL + _GAP), y))
+        pen.text((x, y + _CELL + 2), f"{row['key']}   {psnrs[-1]:.1f} dB", _SOFT, label)
+    with write_errors(dest):
+        canvas.save(dest)
+    return float(np.mean(psnrs))
+
+
+def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size)
+
+
+def _thumbnail(pixels: Array) -> Image.Image:
+    """The whole picture on a square of paper."""
+    image = Image.fromarray(pixels)
+    image.thumbnail((_CELL, _CELL), Image.Resampling.LANCZOS)
+    square = Image.new("RGB", (_CELL, _CELL), _PAPER)
+    square.paste(image, ((_CELL - image.width) // 2, (_CELL - image.height) // 2))
+    return square
+
+
+def _psnr(first: Array, second: Array) -> float:
+    """Peak signal-to-noise ratio of two uint8 images, in dB."""
+    error = np.square(first.astype(np.float64) - second).mean()
+    return float(10 * np.log10(255**2 / max(error, 1e-10)))
