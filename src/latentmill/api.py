@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -11,31 +11,28 @@ from typing import Any
 
 from latentmill.config import ConvertSettings, DecodeSettings, EncodeSettings, ImageSettings, validated
 from latentmill.decode import image_size
+from latentmill.destination import stored_fingerprint
 from latentmill.errors import ConfigError, DestinationError, SampleError, SourceError
 from latentmill.estimate import Estimate, fitted, probe_sizes
 from latentmill.finish import Description
 from latentmill.formats.containers import Container, container
 from latentmill.formats.metadata import LatentInfo, Metadata, ModelInfo, Value
 from latentmill.formats.repa import ImageLayout, LatentLayout, Layout
-from latentmill.job import Event, Job, Result, stored_fingerprint
+from latentmill.job import Job
 from latentmill.loading import ImageLoad, LatentLoad
-from latentmill.records import Outcome, Sample, SampleRef
+from latentmill.outcome import Event, Result, Tell, quiet
+from latentmill.records import Listing, SampleRef
 from latentmill.registry import FAKE
-from latentmill.sources.images import ImageSource, LatentSource, Listing
+from latentmill.sources.images import ImageSource, LatentSource
 from latentmill.stages import EncoderSpec
 from latentmill.system import usable_cores
 from latentmill.worker import Output
 
-Tell = Callable[[Event], None]
 _DEFAULT_ENCODE_BATCH = 8
 _PROBE_IMAGES = 8
 
 
-def _quiet(event: Event) -> None:
-    pass
-
-
-def convert(source: str | Path, dest: str | Path, *, tell: Tell = _quiet, **settings: Any) -> Result:
+def convert(source: str | Path, dest: str | Path, *, tell: Tell = quiet, **settings: Any) -> Result:
     """Crop and resize a folder or zip of photos into a dataset of equal square 8-bit RGB PNGs.
 
     settings: the fields of `config.ConvertSettings` (transform, resolution, max_images, num_workers, batch_size, exif,
@@ -68,7 +65,7 @@ def convert(source: str | Path, dest: str | Path, *, tell: Tell = _quiet, **sett
     ).run(_announced(listing, tell))
 
 
-def encode(source: str | Path, dest: str | Path, *, tell: Tell = _quiet, **settings: Any) -> Result:
+def encode(source: str | Path, dest: str | Path, *, tell: Tell = quiet, **settings: Any) -> Result:
     """Encode images to VAE latents; with `transform` and `resolution`, raw photos are cropped in the same pass.
 
     settings: the fields of `config.EncodeSettings`. Latents are stored unscaled; the factors are in `latentmill.json`.
@@ -84,41 +81,15 @@ def encode(source: str | Path, dest: str | Path, *, tell: Tell = _quiet, **setti
     threads = chosen.threads or _stored_int(made_with, "threads") or usable_cores()
     spec, info = _encoder(chosen, threads)
     _check_divisible(load.result_size, info)
-    fingerprint: dict[str, Value] = {
-        **_pixel_fingerprint(chosen),
-        "vae_weights": info.weights_sha256,
-        "device": spec.device.partition(":")[0] if hasattr(spec, "device") else "cpu",
-        "dtype": chosen.dtype,
-        "pixel_range": list(chosen.pixel_range),
-        "store": chosen.store,
-        "save_dtype": chosen.save_dtype,
-        "batch_size": batch_size,
-        "threads": threads,
-        "seed": chosen.seed if chosen.store == "sample" else None,
-        "images": chosen.images is not None,
-        **{name: _series(name) for name in ("torch", "diffusers") if info.class_name != FAKE},
-    }
-    width, height = load.result_size
-    channels = info.latent_channels * (2 if chosen.store == "moments" else 1)
-    latent = LatentInfo(
-        shape=[channels, height // info.downscale_factor, width // info.downscale_factor],
-        dtype=chosen.save_dtype,
-        statistic=chosen.store,
-        pixel_range=chosen.pixel_range,
-        compute_dtype=chosen.dtype,
-    )
+    latent = _latent_info(chosen, load.result_size, info)
+    fingerprint = _latent_fingerprint(chosen, spec, info, batch_size, threads)
     outputs = [Output("latents", LatentLayout(chosen.store), place, encoded=True)]
     describe = {"latents": Description(fingerprint, latent=latent, model=info, image_size=load.result_size)}
     if chosen.images is not None:
-        _check_square(load.result_size)
-        beside = _destination(chosen.source, chosen.images)
-        if beside.path.resolve() == place.path.resolve():
-            raise ConfigError(f"--images and --dest are the same place: {place.path}")
-        outputs.append(Output("images", ImageLayout(), beside, encoded=False))
+        outputs.append(Output("images", ImageLayout(), _images_beside(chosen, place, load.result_size), encoded=False))
         describe["images"] = Description(_pixel_fingerprint(chosen), image_size=load.result_size)
-    tell(
-        Event("plan", f"{info.name}: {_model_line(info)}; {threads} threads on {fingerprint['device']}, {chosen.dtype}")
-    )
+    device = f"{threads} threads on {fingerprint['device']}, {chosen.dtype}"
+    tell(Event("plan", f"{info.name}: {_model_line(info)}; {device}"))
     estimate = Estimate.for_encode(listing.count, latent, load.result_size, place.path, chosen.images is not None)
     estimate.announce(tell)
     return Job(
@@ -138,7 +109,50 @@ def encode(source: str | Path, dest: str | Path, *, tell: Tell = _quiet, **setti
     ).run(_announced(listing, tell))
 
 
-def decode(source: str | Path, dest: str | Path, *, tell: Tell = _quiet, **settings: Any) -> Result:
+def _latent_info(chosen: EncodeSettings, size: tuple[int, int], info: ModelInfo) -> LatentInfo:
+    width, height = size
+    channels = info.latent_channels * (2 if chosen.store == "moments" else 1)
+    return LatentInfo(
+        shape=[channels, height // info.downscale_factor, width // info.downscale_factor],
+        dtype=chosen.save_dtype,
+        statistic=chosen.store,
+        pixel_range=chosen.pixel_range,
+        compute_dtype=chosen.dtype,
+    )
+
+
+def _latent_fingerprint(
+    chosen: EncodeSettings, spec: EncoderSpec, info: ModelInfo, batch_size: int, threads: int
+) -> dict[str, Value]:
+    """Everything that may change a latent's bytes."""
+    return {
+        **_pixel_fingerprint(chosen),
+        "vae_weights": info.weights_sha256,
+        "device": getattr(spec, "device", "cpu").partition(":")[0],
+        "dtype": chosen.dtype,
+        "pixel_range": list(chosen.pixel_range),
+        "store": chosen.store,
+        "save_dtype": chosen.save_dtype,
+        "batch_size": batch_size,
+        "threads": threads,
+        "seed": chosen.seed if chosen.store == "sample" else None,
+        "images": chosen.images is not None,
+        **{name: _series(name) for name in ("torch", "diffusers") if info.class_name != FAKE},
+    }
+
+
+def _images_beside(chosen: EncodeSettings, latents: Container, size: tuple[int, int]) -> Container:
+    """Where `--images` go: another place than the latents, which are no images' place either."""
+    assert chosen.images is not None
+    _check_square(size)
+    beside = _destination(chosen.source, chosen.images)
+    inner, outer = beside.path.resolve(), latents.path.resolve()
+    if inner == outer or inner in outer.parents or outer in inner.parents:
+        raise ConfigError(f"--images and --dest must not be the same place or inside each other: {beside.path}")
+    return beside
+
+
+def decode(source: str | Path, dest: str | Path, *, tell: Tell = quiet, **settings: Any) -> Result:
     """Decode a dataset of latents back to PNGs, with the model and pixel range that its metadata names.
 
     settings: the fields of `config.DecodeSettings`. Raises LatentmillError.
@@ -316,4 +330,4 @@ def _measure_encoding(source: ImageSource, load: ImageLoad, spec: EncoderSpec, r
     return 0.1
 
 
-__all__ = ["Event", "Outcome", "Result", "Sample", "convert", "decode", "encode"]
+__all__ = ["Event", "Result", "convert", "decode", "encode"]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import signal
 import sys
-import time
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -15,17 +14,15 @@ from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from latentmill.errors import LatentmillError
+from latentmill.terminal import Display, err, out, summarise
 
 if TYPE_CHECKING:
-    from latentmill.job import Event, Result
+    pass
 
 EXIT_FOUND, EXIT_FAILED, EXIT_REJECTS, EXIT_STOPPED = 1, 2, 3, 130
-_PLAIN_SECONDS = 10.0  # between progress lines where there is no terminal
 
 app = typer.Typer(
     name="latentmill",
@@ -36,8 +33,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
 _debug = False
 
 
@@ -222,7 +217,7 @@ def verify(
     def check() -> int:
         from latentmill.verify import verify as run
 
-        with _Display("verify") as display:
+        with Display("verify") as display:
             report = run(dataset, images, tell=display.tell)
         for problem in report.problems[:50]:
             out.print(f"[red]wrong[/]  {escape(str(problem))}")
@@ -282,9 +277,9 @@ def run_job(command: str, values: dict[str, Any]) -> None:
     def job() -> int:
         from latentmill import api
 
-        with _Display(command) as display:
+        with Display(command) as display:
             result = getattr(api, command)(settings.pop("source"), settings.pop("dest"), tell=display.tell, **settings)
-        _summarise(command, result)
+        summarise(command, result)
         return EXIT_REJECTS if result.rejected else 0
 
     _guarded(job)
@@ -317,98 +312,6 @@ def _guarded(work: Callable[[], int]) -> None:
         )
         code = EXIT_FAILED
     raise typer.Exit(code)
-
-
-def _summarise(command: str, result: Result) -> None:
-    """One screen: what was made, what was left out and why, how long it took, where things are."""
-    from latentmill.estimate import human
-
-    if result.already_done:
-        out.print(
-            f"[green]already finished:[/] {escape(str(result.dest))} holds all {result.stored:,} images; nothing to do"
-        )
-    else:
-        rate = result.computed / result.seconds if result.seconds else 0.0
-        done = f"{result.computed:,} images in {_clock(result.seconds)} ({rate:,.1f}/s), {human(result.bytes)}"
-        out.print(f"[green]{command} done:[/] {escape(str(result.dest))}: {result.stored:,} stored; {done}")
-    if result.skipped:
-        out.print(f"  {result.skipped:,} left out by the transform's rule")
-    for note, count in result.notes.items():
-        out.print(f"  {count:,} {note}")
-    if result.rejected:
-        out.print(f"  [yellow]{result.rejected:,} rejected[/]: {escape(str(result.rejects))}")
-    out.print(f"  report: {escape(str(result.report))}")
-
-
-def _clock(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d} min"
-
-
-class _Display:
-    """Shows a job's events: a live bar on a terminal, a line now and then elsewhere.
-
-    Redrawn only on events, without a thread of its own: workers are forked while it is on the screen.
-    """
-
-    def __init__(self, command: str) -> None:
-        self.command = command
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[rejects]}"),
-            console=out,
-            auto_refresh=False,
-            transient=True,
-        )
-        self.bar: TaskID | None = None
-        self.started = self.printed = time.monotonic()
-        self.first_done = 0
-
-    def __enter__(self) -> _Display:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.bar is not None and out.is_terminal:
-            self.progress.stop()
-
-    def tell(self, event: Event) -> None:
-        if event.kind == "warning":
-            err.print(f"[yellow]warning:[/] {escape(event.text)}")
-        elif event.kind == "plan":
-            out.print(f"{self.command}: {escape(event.text)}")
-        elif self.bar is None:
-            self.started, self.first_done = time.monotonic(), event.done
-            self.bar = self.progress.add_task(
-                self.command, total=event.total, completed=event.done, rate="", rejects=_rejects(event)
-            )
-            if out.is_terminal:
-                self.progress.start()
-        else:
-            self._advance(event)
-
-    def _advance(self, event: Event) -> None:
-        now = time.monotonic()
-        rate = f"{(event.done - self.first_done) / max(now - self.started, 1e-3):,.1f}/s"
-        assert self.bar is not None
-        self.progress.update(self.bar, completed=event.done, rate=rate, rejects=_rejects(event))
-        if out.is_terminal:
-            self.progress.refresh()
-        elif now - self.printed > _PLAIN_SECONDS:
-            self.printed = now
-            left = (event.total - event.done) * (now - self.started) / max(event.done - self.first_done, 1)
-            out.print(
-                f"{self.command}: {event.done:,} of {event.total:,}, {rate}, {_clock(left)} left {_rejects(event)}"
-            )
-
-
-def _rejects(event: Event) -> str:
-    return f"{event.rejected:,} rejects" if event.rejected else ""
 
 
 def main() -> None:

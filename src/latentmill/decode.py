@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import struct
+import threading
 import warnings
 import zlib
 from functools import cache
@@ -31,8 +32,9 @@ _SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 # What Pillow's plug-ins are seen to raise on damaged files.
 _PILLOW_ERRORS = (
     OSError, ValueError, SyntaxError, LookupError, TypeError, AttributeError, EOFError, ArithmeticError,
-    AssertionError, RuntimeError, MemoryError, struct.error, zlib.error,
+    AssertionError, RuntimeError, MemoryError, struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
+_OPENING = threading.Lock()  # Pillow's own limit is one for the whole process
 _BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0)}
 
 
@@ -83,6 +85,8 @@ def image_size(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS, *, exif: str =
 
 
 def _check_pixels(width: int, height: int, max_pixels: int) -> None:
+    if not width or not height:
+        raise SampleError("decode", f"the image has no pixels ({width}x{height})")
     if width * height > max_pixels:
         raise SampleError(
             "decode", f"{width}x{height} is {width * height:,} pixels, over the limit of {max_pixels:,} (--max-pixels)"
@@ -131,11 +135,14 @@ def _upright(pixels: Array, orientation: int) -> Array:
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
     """Open by content; raises SampleError for what is not a picture, or is too large to decode."""
-    with warnings.catch_warnings():
+    with _OPENING, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        previous, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # our own limit is checked below
+        # Pillow refuses what is over twice its limit. It must have one: an icon is decoded while it is opened.
+        previous, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels
         try:
             image = Image.open(io.BytesIO(data), formats=_openable())
+        except Image.DecompressionBombError as error:
+            raise SampleError("decode", f"over the limit of {max_pixels:,} pixels (--max-pixels)") from error
         except _PILLOW_ERRORS as error:
             raise SampleError("decode", _reason(error, "not an image that can be read")) from error
         finally:

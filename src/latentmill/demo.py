@@ -52,7 +52,8 @@ def run(dest: Path, say: Callable[[str], None]) -> None:
     say(f"\nThe picture: [bold]{picture}[/]   (original, what the model is fed, what comes back from the latents)")
     say(
         "\nOn your own photos, with the VAE that REPA, SiT and DiT use:\n"
-        "  latentmill convert --source PHOTOS --dest data/images --resolution 256x256 --transform center-crop-dhariwal\n"
+        "  latentmill convert --source PHOTOS --dest data/images --resolution 256x256 "
+        "--transform center-crop-dhariwal\n"
         "  latentmill encode --source data/images --dest data/vae-sd"
     )
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from latentmill.decode import image_size
 from latentmill.errors import SampleError
 from latentmill.formats.metadata import LatentInfo
-from latentmill.job import Event
-from latentmill.sources.images import ImageSource, Listing
+from latentmill.outcome import Event, Tell
+from latentmill.records import Listing
+from latentmill.sources.images import ImageSource
 from latentmill.system import available_memory
 
-Tell = Callable[[Event], None]
 _PROBE_IMAGES = 16
 _WORKER_BYTES = 70 << 20  # a worker process before its first image, measured
 _DECODE_COPIES = 12  # bytes a source pixel takes at most: RGB array, Pillow's 4-byte copy, one resized copy, slack

@@ -10,21 +10,16 @@ from __future__ import annotations
 import heapq
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from latentmill.config import FailureLimit
+from latentmill.destination import clear, locked, refuse_foreign
 from latentmill.errors import DestinationError, SampleError, SettingsChangedError, TooManyFailuresError
-from latentmill.files import digest, remove_tree, write_errors
+from latentmill.files import digest, remove_tree
 from latentmill.finish import Description, Tally, finish
 from latentmill.formats.containers import Container
 from latentmill.formats.metadata import (
-    DATASET_JSON,
-    INDEX_JSONL,
-    METADATA_JSON,
     REJECTS_JSONL,
     REPORT_JSON,
     Metadata,
@@ -43,48 +38,17 @@ from latentmill.manifest import (
     match_by_key,
     write_plan,
 )
-from latentmill.records import Outcome, Progress, SampleRef, ShardReport
+from latentmill.outcome import Event, Result
+from latentmill.records import Listing, Outcome, Progress, SampleRef, ShardReport
 from latentmill.runners.local import run_local
 from latentmill.shift import SHIFTED, SHIFTING, shift
-from latentmill.sources.images import ImageSource, Listing
+from latentmill.sources.images import ImageSource
 from latentmill.stages import EncoderSpec, Load
 from latentmill.worker import Output, Task
 
 SHARD_SECONDS = 20.0  # a kill costs at most this much of each worker's time, and the commit that was under way
 _MAX_SHARD_IMAGES = 8192
 _SHARDS_PER_WORKER = 4  # so that small datasets keep every worker busy to the end
-_LOCK_SECONDS = 10.0
-
-
-@dataclass(frozen=True)
-class Event:
-    """What a person is told while a job runs. kind: `plan`, `progress` or `warning`."""
-
-    kind: str
-    text: str = ""
-    total: int = 0
-    done: int = 0
-    rejected: int = 0
-    skipped: int = 0
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a job came to. `computed` is 0 when it was finished before; `seconds` is this call's."""
-
-    dest: Path
-    listed: int
-    stored: int
-    rejected: int
-    skipped: int
-    computed: int
-    bytes: int
-    notes: dict[str, int]
-    seconds: float
-    report: Path
-    rejects: Path | None
-    already_done: bool = False
-    changes: Changes | None = None
 
 
 @dataclass
@@ -121,10 +85,10 @@ class Job:
             for output in self.outputs:
                 clear(output.container)
         for output in self.outputs:
-            _refuse_foreign(output.container)
+            refuse_foreign(output.container)
         with ExitStack() as locks:
             for output in self.outputs:
-                locks.enter_context(_locked(output.container))
+                locks.enter_context(locked(output.container))
             plan = current_plan(self.primary.work)
             if plan is not None:
                 self._refuse_other_settings(plan.fingerprint)
@@ -382,55 +346,3 @@ def _prefix(done: set[int]) -> int:
 
 def _shown(value: Value) -> str:
     return "not set" if value is None else str(value)
-
-
-def stored_fingerprint(place: Container) -> dict[str, Value]:
-    """The settings that a destination was or is being made with; empty for a new one."""
-    plan = current_plan(place.work)
-    if plan is not None:
-        return plan.fingerprint
-    metadata = Metadata.read_beside(place.path)
-    return metadata.fingerprint if metadata else {}
-
-
-def _refuse_foreign(place: Container) -> None:
-    """Refuse a destination that holds anything that latentmill did not write."""
-    if place.exists() and Metadata.read_beside(place.path) is None and not place.work.exists():
-        what = "is a zip that" if place.is_zip else "is not empty and"
-        raise DestinationError(f"the destination {what} latentmill did not make: {place.path}. Choose another")
-
-
-def clear(place: Container) -> None:
-    """Remove what latentmill made at a destination, and nothing else. Raises DestinationError where that is unclear."""
-    _refuse_foreign(place)
-    with write_errors(place.path):
-        remove_tree(place.work)
-        for name in (REJECTS_JSONL, REPORT_JSON):
-            place.side_file(name).unlink(missing_ok=True)
-        if place.is_zip:
-            place.path.unlink(missing_ok=True)
-            return
-        for name in (METADATA_JSON, INDEX_JSONL, DATASET_JSON):
-            (place.path / name).unlink(missing_ok=True)
-        for folder in place.path.glob("[0-9]" * 5):
-            remove_tree(folder)
-
-
-@contextmanager
-def _locked(place: Container) -> Iterator[None]:
-    """Hold the destination's lock; one job at a time writes there."""
-    with write_errors(place.path):
-        place.work.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(place.work / "lock")
-    try:
-        lock.acquire(timeout=_LOCK_SECONDS)
-    except Timeout as error:
-        raise DestinationError(f"another latentmill process is writing to {place.path}") from error
-    try:
-        yield
-    except DestinationError:
-        if current_plan(place.work) is None:  # refused before anything was planned: leave no trace
-            remove_tree(place.work)
-        raise
-    finally:
-        lock.release()

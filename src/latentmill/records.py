@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +36,21 @@ class SampleRef:
     where: tuple[int, ...] = ()
     digest: str = ""
     fault: str = ""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a source holds: how many images, the class table (None without one), and warnings for the person."""
+
+    count: int
+    classes: list[str] | None
+    warnings: list[str]
+    knows_digests: bool
+    _refs: Callable[[], Iterator[SampleRef]]
+
+    def refs(self) -> Iterator[SampleRef]:
+        """Every image in order, made one at a time: a million of them need not be held."""
+        return self._refs()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The protocols between the stages. A plug-in implements the primitive; loops, batches and retries live in worker and job."""
+"""The protocols between the stages. A plug-in implements the primitive; loops and batches live in worker and job."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from latentmill.errors import SampleError
-from latentmill.records import Encoded, Sample, SampleRef
-from latentmill.sources.images import Listing
+from latentmill.records import Encoded, Listing, Sample, SampleRef
 
 
 class Source(Protocol):

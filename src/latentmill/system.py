@@ -58,10 +58,8 @@ def available_memory(
     meminfo: Path = Path("/proc/meminfo"),
 ) -> int | None:
     """Bytes that can still be used: the system's, or less where a control group allows less; None if unknown."""
-    limits = []
-    for line in _read(meminfo).splitlines():
-        if line.startswith("MemAvailable:"):
-            limits.append(int(line.split()[1]) * 1024)
+    lines = _read(meminfo).splitlines()
+    limits = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
     for group in _groups("memory", root, membership):
         limit = _read(group / "memory.max") or _read(group / "memory.limit_in_bytes")
         used = _read(group / "memory.current") or _read(group / "memory.usage_in_bytes")

@@ -1,11 +1,10 @@
-"""Whether a dataset is, byte for byte, what was recorded when it was made, and whether latents pair with their images."""
+"""Whether a dataset is, byte for byte, what was made, and whether latents pair with their images."""
 
 from __future__ import annotations
 
 import json
 import zipfile
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from latentmill.formats.metadata import (
     read_labels,
 )
 from latentmill.formats.repa import ImageLayout, LatentLayout, Layout
-from latentmill.job import Event
+from latentmill.outcome import Event, Tell, quiet
 
 _OWN_FILES = frozenset({DATASET_JSON, METADATA_JSON, INDEX_JSONL, REJECTS_JSONL, REPORT_JSON})
 _TELL_EVERY = 256
@@ -59,13 +58,7 @@ class VerifyReport:
         self.problems.append(Problem(where, what))
 
 
-def _quiet(event: Event) -> None:
-    pass
-
-
-def verify(
-    dataset: str | Path, images: str | Path | None = None, tell: Callable[[Event], None] = _quiet
-) -> VerifyReport:
+def verify(dataset: str | Path, images: str | Path | None = None, tell: Tell = quiet) -> VerifyReport:
     """Check digests, counts, names, shapes, dtypes, finiteness and labels; with `images`, that they pair.
 
     Raises SourceError where there is nothing that latentmill made to check against.
@@ -187,7 +180,7 @@ def _check_files(
     metadata: Metadata,
     stored: list[dict[str, Any]],
     report: VerifyReport,
-    tell: Callable[[Event], None],
+    tell: Tell,
 ) -> list[tuple[float, ...]]:
     """Every file's digest, shape, dtype and values. Gives the per-channel sums of sound moments."""
     layout, sums = _layout(metadata), []
@@ -243,7 +236,7 @@ def _check_statistics(metadata: Metadata, sums: list[tuple[float, ...]], report:
         )
 
 
-def _check_pairs(rows: list[dict[str, Any]], images: Path, report: VerifyReport, tell: Callable[[Event], None]) -> None:
+def _check_pairs(rows: list[dict[str, Any]], images: Path, report: VerifyReport, tell: Tell) -> None:
     """Latents against images: the same numbers, and for each the bytes that the latent was made from."""
     theirs = Metadata.read_beside(images)
     if theirs is None or theirs.kind != "images":

@@ -39,7 +39,8 @@ def resolve(name: str, revision: str | None = None, subfolder: str | None = None
         hint = f" Did you mean {close[0]}?" if close else ""
         raise ModelError(
             f"no model is called {name!r}, and no folder is there.{hint} Give a short name "
-            f"({', '.join(MODELS)}, {MINI}), a hub repository as owner/name, or a folder with config.json and safetensors weights"
+            f"({', '.join(MODELS)}, {MINI}), a hub repository as owner/name, or a folder with config.json and "
+            "safetensors weights"
         )
     snapshot = _download(repository, revision, subfolder)
     return _described(_inside(snapshot, subfolder), repository, snapshot.name, subfolder)

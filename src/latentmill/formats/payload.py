@@ -52,6 +52,8 @@ def stored_png_pixels(data: bytes) -> Array | None:
     """Pixels of a PNG as `png_bytes` makes them, read without a codec; None for any other PNG, or a damaged one."""
     if data[:16] != _SIGNATURE + b"\0\0\0\rIHDR" or data[24:29] != bytes((_EIGHT_BIT, _COLOUR_RGB, 0, 0, 0)):
         return None
+    if len(data) < _IDAT_DATA:
+        return None
     width, height, length = *struct.unpack_from(">II", data, 16), *struct.unpack_from(">I", data, _IHDR_END)
     size = height * (1 + 3 * width)
     overhead = len(_ZLIB_HEADER) + 5 * -(-size // _STORED_BLOCK) + 4

@@ -8,7 +8,6 @@ import os
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from latentmill.errors import SampleError, SourceError
 from latentmill.formats.metadata import DATASET_JSON, Metadata, index_rows, read_labels
 from latentmill.formats.repa import converted_number
 from latentmill.formats.stored_zip import read_member
-from latentmill.records import SampleRef
+from latentmill.records import Listing, SampleRef
 
 # A deflated member may not inflate to more than this: a photo of the decoder's pixel limit, uncompressed.
 _MAX_MEMBER_BYTES = 1 << 30
@@ -25,21 +24,6 @@ _MAX_MEMBER_BYTES = 1 << 30
 
 # One listed image: key, stat, where, fault (see SampleRef). A plain tuple: a source may hold millions.
 _Found = tuple[str, str, tuple[int, ...], str]
-
-
-@dataclass(frozen=True)
-class Listing:
-    """What a source holds: how many images, the class table (None without one), and warnings for the person."""
-
-    count: int
-    classes: list[str] | None
-    warnings: list[str]
-    knows_digests: bool
-    _refs: Callable[[], Iterator[SampleRef]]
-
-    def refs(self) -> Iterator[SampleRef]:
-        """Every image in order, made one at a time: a million of them need not be held."""
-        return self._refs()
 
 
 class ImageSource:

@@ -1,0 +1,26 @@
+"""Photos to measure with: JPEGs of about 500x375, cut from the packaged demo photos, always the same ones."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from PIL import Image
+
+_SOURCE = Path(__file__).resolve().parents[1] / "src" / "latentmill" / "assets" / "photos"
+
+
+def make_photos(folder: Path, count: int, size: tuple[int, int] = (500, 375), classes: int = 10) -> None:
+    """Write `count` JPEGs (quality 90, 4:2:0) into class folders; sizes vary by a tenth, as in ImageNet's midst."""
+    pick = random.Random(0)
+    sources = [Image.open(path).convert("RGB") for path in sorted(_SOURCE.rglob("*.jpg"))]
+    for number in range(count):
+        path = folder / f"class{number % classes:02d}" / f"photo{number:06d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        source = pick.choice(sources)
+        share = pick.uniform(0.6, 1.0)
+        width, height = int(source.width * share), int(source.height * share)
+        left, top = pick.randint(0, source.width - width), pick.randint(0, source.height - height)
+        wide = (round(size[0] * pick.uniform(0.9, 1.1)), round(size[1] * pick.uniform(0.9, 1.1)))
+        image = source.resize(wide, Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
+        image.save(path, quality=90)

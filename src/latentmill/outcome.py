@@ -1,0 +1,47 @@
+"""What a job tells while it runs, and what it came to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from latentmill.manifest import Changes
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a person is told while a job runs. kind: `plan`, `progress` or `warning`."""
+
+    kind: str
+    text: str = ""
+    total: int = 0
+    done: int = 0
+    rejected: int = 0
+    skipped: int = 0
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a job came to. `computed` is 0 when it was finished before; `seconds` is this call's."""
+
+    dest: Path
+    listed: int
+    stored: int
+    rejected: int
+    skipped: int
+    computed: int
+    bytes: int
+    notes: dict[str, int]
+    seconds: float
+    report: Path
+    rejects: Path | None
+    already_done: bool = False
+    changes: Changes | None = None
+
+
+Tell = Callable[[Event], None]
+
+
+def quiet(event: Event) -> None:
+    """Tell nobody."""

@@ -1,0 +1,110 @@
+"""What a person sees on the terminal: the live bar, the plain lines where there is no terminal, the summary."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from latentmill.outcome import Event, Result
+
+_PLAIN_SECONDS = 10.0  # between progress lines where there is no terminal
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def summarise(command: str, result: Result) -> None:
+    """One screen: what was made, what was left out and why, how long it took, where things are."""
+    from latentmill.estimate import human
+
+    if result.already_done:
+        out.print(
+            f"[green]already finished:[/] {escape(str(result.dest))} holds all {result.stored:,} images; nothing to do"
+        )
+    else:
+        rate = result.computed / result.seconds if result.seconds else 0.0
+        done = f"{result.computed:,} images in {_clock(result.seconds)} ({rate:,.1f}/s), {human(result.bytes)}"
+        out.print(f"[green]{command} done:[/] {escape(str(result.dest))}: {result.stored:,} stored; {done}")
+    if result.skipped:
+        out.print(f"  {result.skipped:,} left out by the transform's rule")
+    for note, count in result.notes.items():
+        out.print(f"  {count:,} {note}")
+    if result.rejected:
+        out.print(f"  [yellow]{result.rejected:,} rejected[/]: {escape(str(result.rejects))}")
+    out.print(f"  report: {escape(str(result.report))}")
+
+
+def _clock(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d} min"
+
+
+class Display:
+    """Shows a job's events: a live bar on a terminal, a line now and then elsewhere.
+
+    Redrawn only on events, without a thread of its own: workers are forked while it is on the screen.
+    """
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[rejects]}"),
+            console=out,
+            auto_refresh=False,
+            transient=True,
+        )
+        self.bar: TaskID | None = None
+        self.started = self.printed = time.monotonic()
+        self.first_done = 0
+
+    def __enter__(self) -> Display:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.bar is not None and out.is_terminal:
+            self.progress.stop()
+
+    def tell(self, event: Event) -> None:
+        if event.kind == "warning":
+            err.print(f"[yellow]warning:[/] {escape(event.text)}")
+        elif event.kind == "plan":
+            out.print(f"{self.command}: {escape(event.text)}")
+        elif self.bar is None:
+            self.started, self.first_done = time.monotonic(), event.done
+            self.bar = self.progress.add_task(
+                self.command, total=event.total, completed=event.done, rate="", rejects=_rejects(event)
+            )
+            if out.is_terminal:
+                self.progress.start()
+        else:
+            self._advance(event)
+
+    def _advance(self, event: Event) -> None:
+        now = time.monotonic()
+        rate = f"{(event.done - self.first_done) / max(now - self.started, 1e-3):,.1f}/s"
+        assert self.bar is not None
+        self.progress.update(self.bar, completed=event.done, rate=rate, rejects=_rejects(event))
+        if out.is_terminal:
+            self.progress.refresh()
+        elif now - self.printed > _PLAIN_SECONDS:
+            self.printed = now
+            left = (event.total - event.done) * (now - self.started) / max(event.done - self.first_done, 1)
+            out.print(
+                f"{self.command}: {event.done:,} of {event.total:,}, {rate}, {_clock(left)} left {_rejects(event)}"
+            )
+
+
+def _rejects(event: Event) -> str:
+    return f"{event.rejected:,} rejects" if event.rejected else ""
