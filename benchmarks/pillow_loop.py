@@ -1,6 +1,6 @@
 """The sequential loop that people replace: decode, crop, stored PNG, one image after the other, all by Pillow.
 
-    python benchmarks/pillow_loop.py SOURCE DEST SIDE
+python benchmarks/pillow_loop.py SOURCE DEST SIDE
 """
 
 from __future__ import annotations

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
+import signal
 import subprocess
 import sys
+import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -50,3 +56,120 @@ def contents(path: Path, *, data_only: bool = False) -> dict[str, bytes]:
     if data_only:
         return {name: data for name, data in found.items() if not name.startswith("latentmill")}
     return found
+
+
+# processes that are killed
+
+CAN_FORK = sys.platform == "linux"
+_SMALL_SHARDS = "import latentmill.job as job; job.SHARD_SECONDS = 1e-9; from latentmill.cli import main; main()"
+
+
+def command_of_small_shards(*arguments: object) -> list[str]:
+    """As `command`, in shards of one batch, so that a small dataset has as many commits as a large one."""
+    return [sys.executable, "-c", _SMALL_SHARDS, *map(str, arguments)]
+
+
+def work_folder(dest: Path) -> Path:
+    """Where a job keeps plan and ledger until its dataset is finished."""
+    return dest.with_name(dest.name + ".latentmill") if dest.suffix == ".zip" else dest / ".latentmill"
+
+
+def ledger(dest: Path) -> list[Path]:
+    """The entries of the committed shards."""
+    return sorted(work_folder(dest).glob("plan-*/shards/*.jsonl"))
+
+
+def identity(path: Path) -> tuple[int, int]:
+    """Changes when a file is written anew, even with the same bytes."""
+    stat = path.stat()
+    return stat.st_ino, stat.st_mtime_ns
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes below `pid`, their children included."""
+    parents: dict[int, int] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+    found = [pid]
+    for parent in found:
+        found += [child for child, its_parent in parents.items() if its_parent == parent]
+    return found[1:]
+
+
+def running(pid: int) -> bool:
+    """Whether a process still does anything (a zombie does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 30) -> bool:
+    """Whether `condition` came true in time."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.001)
+    return condition()
+
+
+def kill_when(condition: Callable[[], bool], arguments: list[str], signum: int = signal.SIGKILL) -> tuple[int, str]:
+    """Start a process, signal it when `condition` comes true, and give its exit code and output.
+
+    SIGINT goes to its workers too, as a terminal sends it. No worker may be left behind.
+    """
+    with subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as process:
+        try:
+            wait_until(lambda: condition() or process.poll() is not None, 60)
+            below = descendants(process.pid)
+            if process.poll() is None:
+                (os.killpg if signum == signal.SIGINT else os.kill)(process.pid, signum)
+            output, _ = process.communicate(timeout=15)
+        finally:
+            process.kill()
+    assert wait_until(lambda: not any(map(running, below)), 10), "a worker outlived its parent"
+    return process.returncode, output
+
+
+def fork_with(hook: Callable[[int, str], None], work: Callable[[], object]) -> int:
+    """Run `work` in a forked process and give its exit code; `hook` is called before each change of a filesystem.
+
+    The hook is told how many changes came before, and what Python calls the change (`open`, `os.rename`, …).
+    """
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    code = 70
+    try:
+        changes = itertools.count()
+
+        def audit(event: str, arguments: tuple[object, ...]) -> None:
+            if event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate") or (
+                event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+            ):
+                hook(next(changes), event)
+
+        sys.addaudithook(audit)
+        work()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def kill_before_change(number: int, work: Callable[[], object]) -> bool:
+    """Run `work` in a process that SIGKILLs itself before its change `number`; False when it made fewer changes."""
+
+    def hook(count: int, event: str) -> None:
+        if count == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    code = fork_with(hook, work)
+    assert code in (0, -signal.SIGKILL), f"exit code {code}"
+    return code != 0

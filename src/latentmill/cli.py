@@ -14,10 +14,9 @@ from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from latentmill.errors import LatentmillError
-from latentmill.terminal import Display, err, out, summarise
+from latentmill.terminal import Display, err, out, shown, summarise
 
 if TYPE_CHECKING:
     pass
@@ -220,7 +219,7 @@ def verify(
         with Display("verify") as display:
             report = run(dataset, images, tell=display.tell)
         for problem in report.problems[:50]:
-            out.print(f"[red]wrong[/]  {escape(str(problem))}")
+            out.print(f"[red]wrong[/]  {shown(problem)}")
         if len(report.problems) > 50:
             out.print(f"… and {len(report.problems) - 50:,} more")
         verdict = "[green]sound[/]" if not report.problems else f"[red]{len(report.problems):,} problems[/]"
@@ -300,16 +299,12 @@ def _guarded(work: Callable[[], int]) -> None:
     except LatentmillError as error:
         if _debug:
             raise
-        from latentmill.sources.images import printable
-
-        err.print(f"[red]error:[/] {escape(printable(str(error)))}")
+        err.print(f"[red]error:[/] {shown(error)}")
         code = EXIT_FAILED
     except Exception as error:
         if _debug:
             raise
-        err.print(
-            f"[red]error:[/] a fault in latentmill: {type(error).__name__}: {escape(str(error))} (--debug tells more)"
-        )
+        err.print(f"[red]error:[/] a fault in latentmill: {type(error).__name__}: {shown(error)} (--debug tells more)")
         code = EXIT_FAILED
     raise typer.Exit(code)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
-from latentmill.errors import DestinationError
-from latentmill.files import remove_tree, write_errors
+from latentmill.errors import DestinationError, LatentmillError
+from latentmill.files import digest_lines, remove_tree, replace_text, write_errors
 from latentmill.formats.containers import Container
 from latentmill.formats.metadata import (
     DATASET_JSON,
@@ -18,10 +19,13 @@ from latentmill.formats.metadata import (
     REPORT_JSON,
     Metadata,
     Value,
+    open_beside,
 )
+from latentmill.formats.repa import ImageLayout, LatentLayout
 from latentmill.manifest import current_plan
 
 _LOCK_SECONDS = 10.0
+_LOCK, _CLEARING, _JOB = "lock", "clearing", "job"
 
 
 def stored_fingerprint(place: Container) -> dict[str, Value]:
@@ -40,37 +44,136 @@ def refuse_foreign(place: Container) -> None:
         raise DestinationError(f"the destination {what} latentmill did not make: {place.path}. Choose another")
 
 
-def clear(place: Container) -> None:
-    """Remove what latentmill made at a destination, and nothing else. Raises DestinationError where that is unclear."""
-    refuse_foreign(place)
-    with write_errors(place.path):
-        remove_tree(place.work)
-        for name in (REJECTS_JSONL, REPORT_JSON):
-            place.side_file(name).unlink(missing_ok=True)
-        if place.is_zip:
-            place.path.unlink(missing_ok=True)
-            return
-        for name in (METADATA_JSON, INDEX_JSONL, DATASET_JSON):
-            (place.path / name).unlink(missing_ok=True)
-        for folder in place.path.glob("[0-9]" * 5):
-            remove_tree(folder)
+def refuse_unrelated(places: Sequence[Container], metadata: Metadata | None) -> None:
+    """Refuse second outputs (`--images`) that a new job would write over, or a finished one was not made with.
+
+    metadata: of the first output, where that is finished.
+    """
+    for place in places[1:]:
+        theirs = Metadata.read_beside(place.path)
+        others = current_plan(place.work) is not None or _token(place) not in ("", _token(places[0]))
+        if metadata is None and (theirs is not None or others):
+            raise DestinationError(f"{place.path} belongs to another dataset. Choose another, or --overwrite it")
+        if metadata is not None and (theirs is None or theirs.source_digest != metadata.source_digest):
+            raise DestinationError(
+                f"{place.path} does not hold what was made together with {places[0].path}. "
+                "Name the place that does, or --overwrite to make both anew"
+            )
+
+
+def tie(places: Sequence[Container]) -> None:
+    """Mark outputs as those of one job, so that it goes on with the same ones."""
+    if len(places) > 1:
+        token = _token(places[0]) or uuid4().hex
+        for place in places:
+            replace_text(place.work / _JOB, token)
+
+
+def _token(place: Container) -> str:
+    file = place.work / _JOB
+    return file.read_text() if file.exists() else ""
+
+
+def refuse_untied(places: Sequence[Container]) -> None:
+    """Refuse to go on with other outputs than those that the job was begun with."""
+    for place in places:
+        if _token(place) != _token(places[0]):
+            raise DestinationError(
+                f"the job at {places[0].path} was not begun with {place.path}. Name the same places to go on, "
+                "or --overwrite to start anew"
+            )
+
+
+def refuse_damaged(place: Container, metadata: Metadata) -> None:
+    """Refuse to update a dataset whose index is not the one that was written with it."""
+    stream = open_beside(place.path, INDEX_JSONL)
+    if stream is not None:
+        with stream:
+            if digest_lines(line.decode(errors="replace") for line in stream) == metadata.index_digest:
+                return
+    raise DestinationError(f"the index of {place.path} is missing or was changed; --overwrite makes the dataset anew")
+
+
+def being_cleared(place: Container) -> bool:
+    """Whether a run was cut off while it cleared this destination."""
+    return (place.work / _CLEARING).exists()
+
+
+def clear(places: Sequence[Container]) -> None:
+    """Remove what latentmill made at locked destinations, and nothing else.
+
+    A mark in each work folder outlasts all that is removed; a run that finds one must clear again.
+    """
+    for place in places:
+        replace_text(place.work / _CLEARING, "")
+    for place in places:
+        with write_errors(place.path):
+            _clear_data(place)
+            sweep(place, keep=(_LOCK, _CLEARING))
+    for place in places:
+        (place.work / _CLEARING).unlink()
+
+
+def sweep(place: Container, keep: Sequence[str] = (_LOCK,)) -> None:
+    """Empty a work folder, but for the lock that is held on it (`locked` removes that last)."""
+    for inner in place.work.iterdir():
+        if inner.is_dir():
+            remove_tree(inner)
+        elif inner.name not in keep:
+            inner.unlink()
+
+
+def _clear_data(place: Container) -> None:
+    for name in (REJECTS_JSONL, REPORT_JSON):
+        place.side_file(name).unlink(missing_ok=True)
+    if place.is_zip:
+        place.path.unlink(missing_ok=True)
+        return
+    for name in (METADATA_JSON, INDEX_JSONL, DATASET_JSON):
+        (place.path / name).unlink(missing_ok=True)
+    for folder in place.path.glob("[0-9]" * 5):
+        for file in folder.iterdir():
+            name = f"{folder.name}/{file.name}"
+            if ImageLayout.member.fullmatch(name) or LatentLayout.member.fullmatch(name):
+                file.unlink()
+        with suppress(OSError):  # somebody else's file is in it
+            folder.rmdir()
 
 
 @contextmanager
-def locked(place: Container) -> Iterator[None]:
-    """Hold the destination's lock; one job at a time writes there."""
+def locked(places: Sequence[Container]) -> Iterator[None]:
+    """Hold the destinations' locks: one job at a time writes there. Leaves no work folder that holds nothing.
+
+    That includes what a job left that was refused before it had a plan.
+    """
+    with ExitStack() as locks:
+        for place in places:
+            locks.enter_context(_locked(place))
+        try:
+            yield
+        except LatentmillError:
+            if current_plan(places[0].work) is None and not any(map(being_cleared, places)):
+                for place in reversed(places):
+                    if current_plan(place.work) is None and _token(place) in ("", _token(places[0])):
+                        sweep(place)
+            raise
+        finally:
+            for place in places:
+                if [inner.name for inner in place.work.iterdir()] == [_LOCK]:
+                    remove_tree(place.work)
+
+
+@contextmanager
+def _locked(place: Container) -> Iterator[None]:
     with write_errors(place.path):
         place.work.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(place.work / "lock")
-    try:
-        lock.acquire(timeout=_LOCK_SECONDS)
-    except Timeout as error:
-        raise DestinationError(f"another latentmill process is writing to {place.path}") from error
+    lock = FileLock(place.work / _LOCK)
+    with write_errors(place.path):
+        try:
+            lock.acquire(timeout=_LOCK_SECONDS)
+        except Timeout as error:
+            raise DestinationError(f"another latentmill process is writing to {place.path}") from error
     try:
         yield
-    except DestinationError:
-        if current_plan(place.work) is None:  # refused before anything was planned: leave no trace
-            remove_tree(place.work)
-        raise
     finally:
         lock.release()

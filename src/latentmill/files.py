@@ -115,3 +115,8 @@ def append_file(target: BinaryIO, source: Path) -> None:
 def remove_tree(folder: Path) -> None:
     """Remove a folder of latentmill's own; one that is not there is fine."""
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def printable(text: str) -> str:
+    """A path as it can be shown: bytes that are not UTF-8 become `\\xNN`."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

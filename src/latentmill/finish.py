@@ -138,7 +138,8 @@ def finish(
         metadata = _metadata(output, description, plan, tally, folder / INDEX_JSONL)
         replace_text(folder / METADATA_JSON, metadata.to_json())
         members = {name: folder / name for name in (INDEX_JSONL, DATASET_JSON, METADATA_JSON)}
-        _side_files(output, tally, report, work / "rejects")
+        with write_errors(output.container.path):
+            _side_files(output, tally, report, work / "rejects")
         output.container.finish(members, (o.files[output.name] for o in plan.outcomes() if output.name in o.files))
     return tally
 
@@ -168,11 +169,12 @@ def _metadata(output: Output, description: Description, plan: Plan, tally: Tally
 
 def _side_files(output: Output, tally: Tally, report: dict[str, object], rejects: Path) -> None:
     """The rejects (only where there are any) and the report: for a person, no part of the data."""
-    beside = output.container.side_file(REJECTS_JSONL)
+    folder = output.container.work / "finish"  # so that a kill leaves nothing half-written beside the data
     if tally.rejected:
-        replace_text(beside, rejects.read_text())
+        replace_text(folder / REJECTS_JSONL, rejects.read_text())
+        (folder / REJECTS_JSONL).replace(output.container.side_file(REJECTS_JSONL))
     else:
-        beside.unlink(missing_ok=True)
+        output.container.side_file(REJECTS_JSONL).unlink(missing_ok=True)
     listed = {note: tally.notes.get(note, []) for note in NOTES}
     others = {note: keys for note, keys in tally.notes.items() if note not in listed}
     text = json.dumps(
@@ -185,7 +187,8 @@ def _side_files(output: Output, tally: Tally, report: dict[str, object], rejects
         },
         indent=1,
     )
-    replace_text(output.container.side_file(REPORT_JSON), text + "\n")
+    replace_text(folder / REPORT_JSON, text + "\n")
+    (folder / REPORT_JSON).replace(output.container.side_file(REPORT_JSON))
 
 
 def software() -> dict[str, str]:

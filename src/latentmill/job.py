@@ -10,11 +10,21 @@ from __future__ import annotations
 import heapq
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 
 from latentmill.config import FailureLimit
-from latentmill.destination import clear, locked, refuse_foreign
+from latentmill.destination import (
+    being_cleared,
+    clear,
+    locked,
+    refuse_damaged,
+    refuse_foreign,
+    refuse_unrelated,
+    refuse_untied,
+    sweep,
+    tie,
+)
 from latentmill.errors import DestinationError, SampleError, SettingsChangedError, TooManyFailuresError
 from latentmill.files import digest, remove_tree
 from latentmill.finish import Description, Tally, finish
@@ -71,6 +81,10 @@ class Job:
     tell: Callable[[Event], None] = field(default=lambda event: None)
 
     @property
+    def places(self) -> list[Container]:
+        return [output.container for output in self.outputs]
+
+    @property
     def primary(self) -> Container:
         return self.outputs[0].container
 
@@ -81,29 +95,28 @@ class Job:
     def run(self, listing: Listing) -> Result:
         """Bring the outputs to where a fresh run over `listing` would. Raises LatentmillError."""
         started = time.monotonic()
-        if self.overwrite:
-            for output in self.outputs:
-                clear(output.container)
-        for output in self.outputs:
-            refuse_foreign(output.container)
-        with ExitStack() as locks:
-            for output in self.outputs:
-                locks.enter_context(locked(output.container))
+        for place in self.places:
+            refuse_foreign(place)
+        with locked(self.places):
+            if self.overwrite or any(map(being_cleared, self.places)):
+                clear(self.places)
             plan = current_plan(self.primary.work)
             if plan is not None:
                 self._refuse_other_settings(plan.fingerprint)
+                refuse_untied(self.places)
                 if plan.marked(SHIFTING):  # an update was cut off while it renamed: first finish that
                     self._finish(plan)
                     plan = None
-            source_digest = listing_digest(listing.refs())
+            source_digest = listing_digest(listing)
             plan, changes = self._plan(plan, listing, source_digest)
             if plan is None:
-                remove_tree(self.primary.work)
+                for place in self.places:
+                    sweep(place)
                 return self._already_done(time.monotonic() - started)
             before = sum(plan.shards[shard][1] for shard in plan.done())
-            self._execute(plan)
-            tally = self._finish(plan)
-        return self._result(tally, plan.images - before, time.monotonic() - started, changes)
+            running = self._execute(plan)
+            tally = self._finish(plan, running)
+        return self._result(tally, plan.images - before, (time.monotonic() - started, running), changes)
 
     # planning
 
@@ -114,29 +127,53 @@ class Job:
                 done = sum(plan.shards[shard][1] for shard in plan.done())
                 self.tell(Event("plan", f"going on: {done:,} of {plan.images:,} images are done"))
                 return plan, None
+            why = "the source changed since the job began"
+            self._refuse_zips(why)
+            self._withdraw(plan)
             earlier = plan.results(shifted=plan.marked(SHIFTED))
-            return self._update(listing, source_digest, earlier, "the source changed since the job began")
+            return self._update(listing, source_digest, earlier, partial(self._accept, why))
         metadata = Metadata.read_beside(self.primary.path)
+        refuse_unrelated(self.places, metadata)
         if metadata is not None:
             self._refuse_other_settings(metadata.fingerprint)
-            retry = self.check == "digest" or any(
-                row_outcome(row).stage in ("read", "list") for row in self._rejected_rows(metadata)
-            )
-            if metadata.source_digest == source_digest and not retry:
-                return None, None
-            return self._update(listing, source_digest, self._finished_results(), "the source changed")
+            return self._update_finished(metadata, listing, source_digest)
+        tie(self.places)
         return self._write(listing, source_digest), None
 
-    def _update(
-        self, listing: Listing, source_digest: str, earlier: Iterator[Kept], why: str
+    def _update_finished(
+        self, metadata: Metadata, listing: Listing, source_digest: str
     ) -> tuple[Plan | None, Changes | None]:
-        if any(output.container.is_zip for output in self.outputs):
+        why = "the source changed"
+        if metadata.source_digest == source_digest:
+            any_zip = any(place.is_zip for place in self.places)
+            if self.check != "digest" and (any_zip or not self._any_unread(metadata)):
+                return None, None
+            why = "the source's content changed" if self.check == "digest" else "some images could not be read"
+        else:
+            self._refuse_zips(why)
+        for output in self.outputs:
+            theirs = Metadata.read_beside(output.container.path)
+            assert theirs is not None
+            refuse_damaged(output.container, theirs)
+
+        def accept(changes: Changes) -> bool:
+            if metadata.source_digest == source_digest and not changes.compute and not changes.drop:
+                return False
+            self._refuse_zips(why)
+            return self._accept(why, changes)
+
+        tie(self.places)
+        return self._update(listing, source_digest, self._finished_results(), accept)
+
+    def _refuse_zips(self, why: str) -> None:
+        if any(place.is_zip for place in self.places):
             raise DestinationError(
                 f"{why}, and a zip cannot be updated in place: make it anew with --overwrite, or use a folder"
             )
-        plan, changes = self._write_update(listing, source_digest, earlier)
+
+    def _accept(self, why: str, changes: Changes) -> bool:
+        """Refuse an update from what is plainly another source; tell any other."""
         if changes.drop and not changes.keep and not changes.redo:
-            remove_tree(plan.folder)
             raise DestinationError(
                 f"{self.primary.path} was made from another source: none of its {changes.drop:,} images is here. "
                 "Choose another destination, or --overwrite it"
@@ -148,11 +185,21 @@ class Job:
                 f"({changes.rename:,} renamed), {changes.drop:,} dropped",
             )
         )
-        return plan, changes
+        return True
 
-    def _write_update(self, listing: Listing, source_digest: str, earlier: Iterator[Kept]) -> tuple[Plan, Changes]:
+    def _withdraw(self, plan: Plan) -> None:
+        """Remove what a shard published that was cut off before its ledger entry: no later plan would know of it."""
+        for shard in set(range(len(plan.shards))) - set(plan.done()):
+            for ref in plan.refs(shard):
+                for output in self.outputs:
+                    name = output.layout.name(ref.index)
+                    (output.container.path / plan.publish / name).unlink(missing_ok=True)
+
+    def _update(
+        self, listing: Listing, source_digest: str, earlier: Iterator[Kept], accept: Callable[[Changes], bool]
+    ) -> tuple[Plan | None, Changes | None]:
         layouts = {output.name: output.layout for output in self.outputs}
-        return write_plan(
+        plan, changes = write_plan(
             self.primary.work,
             listing.refs(),
             fingerprint=self.fingerprint,
@@ -162,7 +209,9 @@ class Job:
             earlier=earlier,
             name_of=lambda output, number: layouts[output].name(number),
             match=self._matcher(listing),
+            accept=accept,
         )
+        return plan, changes if plan else None
 
     def _matcher(self, listing: Listing) -> Matcher:
         """How images find their earlier results. What only looks changed costs a read, not a computation."""
@@ -189,6 +238,7 @@ class Job:
             classes=listing.classes,
             shard_size=self._shard_size(listing),
         )
+        assert plan is not None
         return plan
 
     def _shard_size(self, listing: Listing) -> int:
@@ -203,10 +253,11 @@ class Job:
 
     def _finished_results(self) -> Iterator[Kept]:
         """What a finished dataset holds, in order of key: the rows of every output's index, side by side."""
-        indexes = [
-            (row_outcome(row, output.name) for row in index_rows(output.container.path)) for output in self.outputs
-        ]
-        for outcomes in zip(*indexes, strict=True):
+
+        def outcomes_of(output: Output) -> Iterator[Outcome]:
+            return (row_outcome(row, output.name) for row in index_rows(output.container.path))
+
+        for outcomes in zip(*map(outcomes_of, self.outputs), strict=True):
             if len({outcome.ref.key for outcome in outcomes}) != 1:
                 raise DestinationError("the outputs of this job were changed apart from each other; use --overwrite")
             files = {name: stored for outcome in outcomes for name, stored in outcome.files.items()}
@@ -216,9 +267,11 @@ class Job:
             )
             yield Kept(merged, {name: stored.name for name, stored in files.items()})
 
-    def _rejected_rows(self, metadata: Metadata) -> Iterator[dict[str, object]]:
-        if metadata.counts.rejected:
-            yield from (row for row in index_rows(self.primary.path) if "reject" in row)
+    def _any_unread(self, metadata: Metadata) -> bool:
+        """Whether an image could not be read: that may have been mended without a trace in its size or time."""
+        return metadata.counts.rejected > 0 and any(
+            row_outcome(row).stage == "read" for row in index_rows(self.primary.path) if "reject" in row
+        )
 
     def _refuse_other_settings(self, made_with: dict[str, Value]) -> None:
         different = [
@@ -234,7 +287,8 @@ class Job:
 
     # carrying out
 
-    def _execute(self, plan: Plan) -> None:
+    def _execute(self, plan: Plan) -> float:
+        """Run what is not done yet; gives the seconds from the first batch to the last commit."""
         done = set(plan.done())
         for output in self.outputs:
             remove_tree(output.container.work / "stage")
@@ -243,22 +297,30 @@ class Job:
         tally = _Live(self, plan, done)
         todo = [shard for shard in range(len(plan.shards)) if shard not in done]
         task = Task(plan, self.source, self.load, self.encoder, self.outputs, self.batch_size, self.load_threads)
+        started = time.monotonic()
         if todo:
             run_local(task, todo, min(self.workers, len(todo)), tally.take)
+        running = time.monotonic() - started
         for output in self.outputs:
             output.container.absorb(len(plan.shards))
+        return running
 
-    def _finish(self, plan: Plan) -> Tally:
+    def _finish(self, plan: Plan, running: float = 0.0) -> Tally:
         if plan.update:
             shift(plan, {output.name: output.container.path for output in self.outputs})
         seconds: dict[str, float] = {}
         for shard in plan.done():
             for stage, value in plan.report(shard).seconds.items():
                 seconds[stage] = round(seconds.get(stage, 0.0) + value, 3)
-        report: dict[str, object] = {"seconds_by_stage": seconds, "workers": self.workers}
+        report: dict[str, object] = {
+            "seconds_running": round(running, 3),
+            "seconds_by_stage": seconds,
+            "workers": self.workers,
+        }
         tally = finish(plan, self.primary.work, self.outputs, self.describe, report)
-        for output in reversed(self.outputs):
-            remove_tree(output.container.work)
+        plan.retire()
+        for place in self.places:
+            sweep(place)
         return tally
 
     def _already_done(self, seconds: float) -> Result:
@@ -276,12 +338,13 @@ class Job:
             bytes=0,
             notes=metadata.notes,
             seconds=seconds,
+            running_seconds=0.0,
             report=self.primary.side_file(REPORT_JSON),
             rejects=rejects if rejects.exists() else None,
             already_done=True,
         )
 
-    def _result(self, tally: Tally, computed: int, seconds: float, changes: Changes | None) -> Result:
+    def _result(self, tally: Tally, computed: int, seconds: tuple[float, float], changes: Changes | None) -> Result:
         rejects = self.primary.side_file(REJECTS_JSONL)
         return Result(
             dest=self.primary.path,
@@ -292,7 +355,8 @@ class Job:
             computed=computed,
             bytes=tally.bytes,
             notes={note: len(keys) for note, keys in sorted(tally.notes.items())},
-            seconds=seconds,
+            seconds=seconds[0],
+            running_seconds=seconds[1],
             report=self.primary.side_file(REPORT_JSON),
             rejects=rejects if rejects.exists() else None,
             changes=changes,

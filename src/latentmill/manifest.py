@@ -18,13 +18,14 @@ import heapq
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 from latentmill.errors import DestinationError
-from latentmill.files import digest_lines, remove_tree, replace_text, replacing
+from latentmill.files import digest_lines, remove_tree, replace_text, replacing, write_errors
 from latentmill.formats.metadata import Value, row_json, row_outcome
-from latentmill.records import Outcome, SampleRef, ShardReport
+from latentmill.records import Listing, Outcome, SampleRef, ShardReport
 
 _FORMAT = 1
 
@@ -123,6 +124,11 @@ class Plan:
             return heapq.merge(self.kept(), computed, key=_key)
         return heapq.merge(self.kept(), self.dropped(), computed, key=_key)
 
+    def retire(self) -> None:
+        """Let no plan count any more, this one last: the job is done, and its work folder may go in any order."""
+        for file in sorted(self.folder.parent.glob("plan-*/plan.json")):
+            file.unlink()
+
     # markers of the shift
 
     def marked(self, name: str) -> bool:
@@ -150,9 +156,10 @@ def _kept_line(item: Kept) -> bytes:
     return f'{{"row":{row},"where":{json.dumps(item.where)}}}\n'.encode()
 
 
-def listing_digest(refs: Iterable[SampleRef]) -> str:
-    """Changes when an image is added, removed, changed, renumbered or relabelled."""
-    return digest_lines(f"{ref.index} {ref.key} {ref.stat} {ref.label} {ref.digest}" for ref in refs)
+def listing_digest(listing: Listing) -> str:
+    """Changes when an image is added, removed, changed, renumbered or relabelled, or a class renamed."""
+    images = (f"{ref.index} {ref.key} {ref.stat} {ref.label} {ref.digest}" for ref in listing.refs())
+    return digest_lines(chain(images, listing.classes or ()))
 
 
 def current_plan(work: Path) -> Plan | None:
@@ -183,16 +190,19 @@ def write_plan(
     earlier: Iterator[Kept] | None = None,
     name_of: Callable[[str, int], str] | None = None,
     match: Matcher | None = None,
-) -> tuple[Plan, Changes]:
+    accept: Callable[[Changes], bool] | None = None,
+) -> tuple[Plan | None, Changes]:
     """Write the next plan of a work folder, and remove the ones before it.
 
     earlier: results that lie on disk, in order of key; makes the plan an update. name_of: the name that an output
-    gives a number. match: how images find their earlier results (default: by key and `stat`).
+    gives a number. match: how images find their earlier results (default: by key and `stat`). accept: told what
+    would change; unless it gives True, all stays as it was, and the plan is None.
     """
     last = max((int(path.name[5:]) for path in work.glob("plan-*")), default=0)
     folder = work / f"plan-{last + 1:04d}"
     remove_tree(folder)
-    (folder / "shards").mkdir(parents=True)
+    with write_errors(folder):
+        (folder / "shards").mkdir(parents=True)
     writer = _PlanWriter(shard_size)
     with (
         replacing(folder / "samples.jsonl") as samples,
@@ -214,12 +224,15 @@ def write_plan(
     plan = Plan(
         folder, last + 1, earlier is not None, writer.listed, source_digest, fingerprint, classes, writer.shards
     )
+    changes = Changes(plan.images, writer.kept, writer.rename, writer.drop, writer.redo)
+    if accept is not None and not accept(changes):
+        return None, changes
     table = {key: value for key, value in vars(plan).items() if key != "folder"}
     replace_text(folder / "plan.json", json.dumps({"format": _FORMAT, **table}))
     for old_folder in work.glob("plan-*"):
         if old_folder != folder:
             remove_tree(old_folder)
-    return plan, Changes(plan.images, writer.kept, writer.rename, writer.drop, writer.redo)
+    return plan, changes
 
 
 class _PlanWriter:
@@ -269,15 +282,14 @@ def match_by_key(
         while old is not None and old.outcome.ref.key < ref.key:
             yield None, old
             old = next(earlier, None)
-        if old is None or old.outcome.ref.key != ref.key:
-            yield ref, None
-            continue
-        if old.outcome.stage not in ("read", "list") and same_content(ref, old.outcome):
-            yield ref, old
-        else:
-            yield None, old
-            yield ref, None
-        old = next(earlier, None)
+        found = None  # an update that was cut off may have left an image's old and its new result
+        while old is not None and old.outcome.ref.key == ref.key:
+            if found is None and old.outcome.stage not in ("read", "list") and same_content(ref, old.outcome):
+                found = old
+            else:
+                yield None, old
+            old = next(earlier, None)
+        yield ref, found
     while old is not None:
         yield None, old
         old = next(earlier, None)

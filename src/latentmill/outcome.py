@@ -23,7 +23,10 @@ class Event:
 
 @dataclass(frozen=True)
 class Result:
-    """What a job came to. `computed` is 0 when it was finished before; `seconds` is this call's."""
+    """What a job came to. `computed` is 0 when it was finished before.
+
+    seconds: of this call; running_seconds: of it, from the first batch to the last commit.
+    """
 
     dest: Path
     listed: int
@@ -34,6 +37,7 @@ class Result:
     bytes: int
     notes: dict[str, int]
     seconds: float
+    running_seconds: float
     report: Path
     rejects: Path | None
     already_done: bool = False

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from latentmill.files import printable
+
 if TYPE_CHECKING:
     from latentmill.outcome import Event, Result
 
@@ -18,25 +20,28 @@ out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+def shown(value: object) -> str:
+    """Any text or path as it is printed: no markup, and nothing that the terminal's encoding lacks a byte for."""
+    return escape(printable(str(value)))
+
+
 def summarise(command: str, result: Result) -> None:
     """One screen: what was made, what was left out and why, how long it took, where things are."""
     from latentmill.estimate import human
 
     if result.already_done:
-        out.print(
-            f"[green]already finished:[/] {escape(str(result.dest))} holds all {result.stored:,} images; nothing to do"
-        )
+        out.print(f"[green]already finished:[/] {shown(result.dest)} holds all {result.stored:,} images; nothing to do")
     else:
         rate = result.computed / result.seconds if result.seconds else 0.0
         done = f"{result.computed:,} images in {_clock(result.seconds)} ({rate:,.1f}/s), {human(result.bytes)}"
-        out.print(f"[green]{command} done:[/] {escape(str(result.dest))}: {result.stored:,} stored; {done}")
+        out.print(f"[green]{command} done:[/] {shown(result.dest)}: {result.stored:,} stored; {done}")
     if result.skipped:
         out.print(f"  {result.skipped:,} left out by the transform's rule")
     for note, count in result.notes.items():
         out.print(f"  {count:,} {note}")
     if result.rejected:
-        out.print(f"  [yellow]{result.rejected:,} rejected[/]: {escape(str(result.rejects))}")
-    out.print(f"  report: {escape(str(result.report))}")
+        out.print(f"  [yellow]{result.rejected:,} rejected[/]: {shown(result.rejects)}")
+    out.print(f"  report: {shown(result.report)}")
 
 
 def _clock(seconds: float) -> str:
@@ -78,9 +83,9 @@ class Display:
 
     def tell(self, event: Event) -> None:
         if event.kind == "warning":
-            err.print(f"[yellow]warning:[/] {escape(event.text)}")
+            err.print(f"[yellow]warning:[/] {shown(event.text)}")
         elif event.kind == "plan":
-            out.print(f"{self.command}: {escape(event.text)}")
+            out.print(f"{self.command}: {shown(event.text)}")
         elif self.bar is None:
             self.started, self.first_done = time.monotonic(), event.done
             self.bar = self.progress.add_task(

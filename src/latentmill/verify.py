@@ -152,11 +152,11 @@ def _check_counts(metadata: Metadata, rows: list[dict[str, Any]], report: Verify
 
 
 def _check_labels(path: Path, stored: list[dict[str, Any]], report: VerifyReport) -> None:
-    text = read_beside(path, DATASET_JSON)
-    if text is None:
-        report.add(DATASET_JSON, "is missing")
-        return
     try:
+        text = read_beside(path, DATASET_JSON)
+        if text is None:
+            report.add(DATASET_JSON, "is missing")
+            return
         read_labels(text, DATASET_JSON)
         labels = json.loads(text)["labels"]
     except (SourceError, ValueError, KeyError) as error:

@@ -41,7 +41,8 @@ class _FolderSink:
         self.root, self.stage = root, stage
         self.names: list[str] = []
         remove_tree(stage)
-        stage.mkdir(parents=True)
+        with write_errors(stage):
+            stage.mkdir(parents=True)
 
     def write(self, name: str, data: bytes) -> StoredFile:
         with write_errors(self.root / name), open(self.stage / name.replace("/", "+"), "wb") as file:  # noqa: PTH123
@@ -65,8 +66,8 @@ class _FolderSink:
 class _ZipSink:
     def __init__(self, part: Path) -> None:
         self.part, self.temporary = part, part.with_suffix(".tmp")
-        part.parent.mkdir(parents=True, exist_ok=True)
         with write_errors(part):
+            part.parent.mkdir(parents=True, exist_ok=True)
             self.file = self.temporary.open("wb")
 
     def write(self, name: str, data: bytes) -> StoredFile:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -114,12 +115,15 @@ class Metadata(_Record):
 
 
 def read_beside(path: Path, name: str) -> bytes | None:
-    """A whole metadata file of a folder or a zip; None where it is not there."""
-    stream = open_beside(path, name)
-    if stream is None:
-        return None
-    with stream:
-        return stream.read()
+    """A whole metadata file of a folder or a zip; None where it is not there. Raises SourceError when damaged."""
+    try:
+        stream = open_beside(path, name)
+        if stream is None:
+            return None
+        with stream:
+            return stream.read()
+    except (OSError, zipfile.BadZipFile, zlib.error) as error:
+        raise SourceError(f"{name} in {path} cannot be read: {error}") from error
 
 
 def open_beside(path: Path, name: str) -> IO[bytes] | None:
@@ -130,7 +134,7 @@ def open_beside(path: Path, name: str) -> IO[bytes] | None:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.open(name)
-    except (OSError, KeyError, zipfile.BadZipFile):
+    except (OSError, KeyError, RuntimeError, zipfile.BadZipFile):
         return None
 
 

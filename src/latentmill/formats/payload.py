@@ -61,6 +61,8 @@ def stored_png_pixels(data: bytes) -> Array | None:
     if data[37:43] != b"IDAT" + _ZLIB_HEADER or length != size + overhead or data[end + 4 :] != _IEND:
         return None
     view = memoryview(data)
+    if zlib.crc32(view[12:29]) != struct.unpack_from(">I", data, 29)[0]:
+        return None
     if zlib.crc32(view[37:end]) != struct.unpack_from(">I", data, end)[0]:
         return None
     parts, at, remaining = [], _IDAT_DATA + 2, size

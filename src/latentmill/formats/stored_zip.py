@@ -70,6 +70,8 @@ def read_member(file: BinaryIO, offset: int, compressed: int, method: int, crc: 
     fields = _LOCAL.unpack(header)
     if fields[2] & _ENCRYPTED_FLAG:
         raise SampleError("read", "the member is encrypted")
+    if compressed > max_bytes:
+        raise SampleError("read", f"the member takes over {max_bytes:,} bytes")
     file.seek(fields[9] + fields[10], 1)
     data = file.read(compressed)
     if len(data) != compressed:

@@ -8,12 +8,14 @@ import os
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from latentmill.decode import source_extensions
 from latentmill.errors import SampleError, SourceError
-from latentmill.formats.metadata import DATASET_JSON, Metadata, index_rows, read_labels
+from latentmill.files import printable
+from latentmill.formats.metadata import DATASET_JSON, Metadata, index_rows, read_beside, read_labels
 from latentmill.formats.repa import converted_number
 from latentmill.formats.stored_zip import read_member
 from latentmill.records import Listing, SampleRef
@@ -22,8 +24,24 @@ from latentmill.records import Listing, SampleRef
 _MAX_MEMBER_BYTES = 1 << 30
 
 
-# One listed image: key, stat, where, fault (see SampleRef). A plain tuple: a source may hold millions.
-_Found = tuple[str, str, tuple[int, ...], str]
+@dataclass
+class _Found:
+    """What a listing found: `entries` are `key NUL stat` in order; one text an image, since there may be millions."""
+
+    entries: list[str] = field(default_factory=list)
+    where: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    faults: dict[str, str] = field(default_factory=dict)
+
+    def add(self, key: str, stat: str, where: tuple[int, ...] = (), fault: str = "") -> None:
+        entry = f"{key}\0{stat}"
+        self.entries.append(entry)
+        if where:
+            self.where[entry] = where
+        if fault:
+            self.faults[entry] = fault
+
+    def each_key(self) -> Iterator[str]:
+        return (entry.partition("\0")[0] for entry in self.entries)
 
 
 class ImageSource:
@@ -54,19 +72,21 @@ class ImageSource:
             raise SourceError(f"the source must be a folder or a .zip. Found: {self.path}")
         warnings: list[str] = []
         found = self._list_zip() if self.is_zip else self._list_folder(warnings)
-        found.sort()
-        if not found:
+        found.entries.sort()  # NUL sorts before all else, so this is the order of the keys
+        if not found.entries:
             raise SourceError(f"the source holds no images: {self.path} (an image has an extension that Pillow knows)")
         metadata = Metadata.read_beside(self.path)
         label_of, classes = self._labels(found, metadata, warnings)
         number_of = self._numbering(found)
         digests = self._known_digests(metadata)
-        count = len(found) if max_images is None else min(max_images, len(found))
+        count = len(found.entries) if max_images is None else min(max_images, len(found.entries))
 
         def refs() -> Iterator[SampleRef]:
-            for position, (key, stat, where, fault) in enumerate(found[:count]):
-                known = digests.get(key, "")
-                yield SampleRef(number_of(position, key), key, stat, label_of(key), where, known, fault)
+            for position in range(count):
+                entry = found.entries[position]
+                key, _, stat = entry.partition("\0")
+                where, fault = found.where.get(entry, ()), found.faults.get(entry, "")
+                yield SampleRef(number_of(position, key), key, stat, label_of(key), where, digests.get(key, ""), fault)
 
         return Listing(count, classes, warnings, bool(digests), refs)
 
@@ -89,13 +109,13 @@ class ImageSource:
             self._local.pid = os.getpid()
         return self._local.file
 
-    def _list_zip(self) -> list[_Found]:
+    def _list_zip(self) -> _Found:
         try:
             with zipfile.ZipFile(self.path) as archive:
                 infos = archive.infolist()
         except (zipfile.BadZipFile, OSError) as error:
             raise SourceError(f"the source is not a zip archive that can be read: {self.path} ({error})") from error
-        found: list[_Found] = []
+        found = _Found()
         seen: set[str] = set()
         for info in infos:
             key = info.filename
@@ -108,11 +128,11 @@ class ImageSource:
                 fault = "the archive holds this name twice"
             seen.add(key)
             where = (info.header_offset, info.compress_size, info.compress_type, info.CRC)
-            found.append((key, f"{info.file_size}-{info.CRC:08x}", where, fault))
+            found.add(key, f"{info.file_size}-{info.CRC:08x}", where, fault)
         return found
 
-    def _list_folder(self, warnings: list[str]) -> list[_Found]:
-        found: list[_Found] = []
+    def _list_folder(self, warnings: list[str]) -> _Found:
+        found = _Found()
         loops: list[str] = []
         for path, entry in _walk(str(self.path), loops):
             if not _is_image(entry.name):
@@ -120,32 +140,32 @@ class ImageSource:
             key = os.path.relpath(path, self.path).replace(os.sep, "/")
             try:
                 stat = entry.stat()
-                found.append((key, f"{stat.st_size}-{stat.st_mtime_ns}", (), ""))
+                found.add(key, f"{stat.st_size}-{stat.st_mtime_ns}")
             except OSError as error:
-                found.append((key, "", (), error.strerror or str(error)))
+                found.add(key, "", fault=error.strerror or str(error))
         if loops:
             shown = ", ".join(map(printable, loops[:3])) + (f" and {len(loops) - 3} more" if len(loops) > 3 else "")
             warnings.append(f"links not followed, since they lead back to a parent folder: {shown}")
         return found
 
-    def _numbering(self, found: list[_Found]) -> Callable[[int, str], int]:
-        if self.numbering and all(converted_number(item[0]) is not None for item in found):
+    def _numbering(self, found: _Found) -> Callable[[int, str], int]:
+        if self.numbering and all(converted_number(key) is not None for key in found.each_key()):
             return lambda position, key: int(key[-12:-4])
         return lambda position, key: position
 
     def _labels(
-        self, found: list[_Found], metadata: Metadata | None, warnings: list[str]
+        self, found: _Found, metadata: Metadata | None, warnings: list[str]
     ) -> tuple[Callable[[str], int | None], list[str] | None]:
         """The label of a key: `dataset.json` wins; else, in a folder, the rank of the top-level folder's name."""
         given = self._dataset_json()
         if given:
-            missing = len(given.keys() - {item[0] for item in found})
+            missing = len(given.keys() - set(found.each_key()))
             if missing:
                 warnings.append(f"{DATASET_JSON} names {missing:,} files that the source does not hold")
             return given.get, metadata.classes if metadata else None
         if self.is_zip or metadata is not None:
             return lambda key: None, None
-        classes = sorted({_top_folder(item[0]) for item in found})
+        classes = sorted({_top_folder(key) for key in found.each_key()})
         if len(classes) == 1:
             return lambda key: None, None
         rank = {name: label for label, name in enumerate(classes)}
@@ -153,16 +173,8 @@ class ImageSource:
 
     def _dataset_json(self) -> dict[str, int]:
         """Labels of the source's own `dataset.json`; empty without one, or where its labels are null or empty."""
-        try:
-            if self.is_zip:
-                with zipfile.ZipFile(self.path) as archive:
-                    text = archive.read(DATASET_JSON) if DATASET_JSON in archive.namelist() else b""
-            else:
-                path = self.path / DATASET_JSON
-                text = path.read_bytes() if path.is_file() else b""
-        except OSError as error:
-            raise SourceError(f"cannot read {self.path / DATASET_JSON}: {error.strerror or error}") from error
-        if not text:
+        text = read_beside(self.path, DATASET_JSON)
+        if text is None:
             return {}
         return read_labels(text, str(self.path / DATASET_JSON))
 
@@ -197,11 +209,6 @@ class LatentSource(ImageSource):
                 yield SampleRef(row["index"], name, row["digest"], row["label"], places.get(name, ()), row["digest"])
 
         return Listing(count, metadata.classes, [], True, refs)
-
-
-def printable(text: str) -> str:
-    """A path as it can be shown: bytes that are not UTF-8 become `\\xNN`."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _is_image(name: str) -> bool:
