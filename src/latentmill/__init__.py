@@ -9,17 +9,18 @@ if TYPE_CHECKING:
     from latentmill.api import convert, decode, encode
     from latentmill.errors import LatentmillError
     from latentmill.loaders import load
-    from latentmill.verify import verify
+    from latentmill.verification import verify
 
 __all__ = ["LatentmillError", "__version__", "convert", "decode", "encode", "load", "verify"]
 
+# No module may be called as one of these: importing it would put the module in the name's place.
 _HOMES = {
     "LatentmillError": "latentmill.errors",
     "convert": "latentmill.api",
     "decode": "latentmill.api",
     "encode": "latentmill.api",
     "load": "latentmill.loaders",
-    "verify": "latentmill.verify",
+    "verify": "latentmill.verification",
 }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from latentmill.config import ConvertSettings, DecodeSettings, EncodeSettings, ImageSettings, validated
-from latentmill.decode import image_size
+from latentmill.decoding import image_size
 from latentmill.destination import stored_fingerprint
 from latentmill.errors import ConfigError, DestinationError, SampleError, SourceError
 from latentmill.estimate import Estimate, fitted, probe_sizes

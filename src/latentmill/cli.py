@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 `verify` found something wrong; 2 could not be done; 3 don
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from latentmill.terminal import Display, err, out, shown, summarise
 if TYPE_CHECKING:
     pass
 
+_TABLE_WIDTH = 120
 EXIT_FOUND, EXIT_FAILED, EXIT_REJECTS, EXIT_STOPPED = 1, 2, 3, 130
 
 app = typer.Typer(
@@ -214,7 +216,7 @@ def verify(
     """
 
     def check() -> int:
-        from latentmill.verify import verify as run
+        from latentmill.verification import verify as run
 
         with Display("verify") as display:
             report = run(dataset, images, tell=display.tell)
@@ -232,6 +234,7 @@ def verify(
 @app.command()
 def models() -> None:
     """List the models that have short names, with what a trainer needs to know of them."""
+    from rich.console import Console
     from rich.table import Table
 
     from latentmill.registry import MINI, MODELS
@@ -239,7 +242,9 @@ def models() -> None:
     def show() -> int:
         from latentmill.encoders.models import resolve
 
-        table = Table("name", "repository", "channels", "factor", "scale", "shift", "used by", box=None, pad_edge=False)
+        table = Table(box=None, pad_edge=False)
+        for heading in ("name", "repository", "channels", "factor", "scale", "shift", "used by"):
+            table.add_column(heading, no_wrap=True)
         for entry in MODELS.values():
             shift = "none" if entry.shift_factor is None else f"{entry.shift_factor:g}"
             table.add_row(entry.name, entry.repository, str(entry.latent_channels), str(entry.downscale_factor),
@@ -247,7 +252,8 @@ def models() -> None:
         mini = resolve(MINI).info
         table.add_row(MINI, "in the package", str(mini.latent_channels), str(mini.downscale_factor),
                       f"{mini.scaling_factor:g}", "none", "trying and testing only; not for training")  # fmt: skip
-        out.print(table)
+        wide = out if out.width >= _TABLE_WIDTH else Console(width=_TABLE_WIDTH, highlight=False)
+        wide.print(table)
         out.print("\nAny other diffusers AutoencoderKL: --model-url owner/name, or a folder.")
         return 0
 
@@ -311,6 +317,9 @@ def _guarded(work: Callable[[], int]) -> None:
 
 def main() -> None:
     """The `latentmill` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names that are not UTF-8 can be shown
     try:
         app()
     except BrokenPipeError:

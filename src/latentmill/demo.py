@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from latentmill import api
-from latentmill.decode import decode
+from latentmill.decoding import decode
 from latentmill.errors import DestinationError, LatentmillError
 from latentmill.files import write_errors
 from latentmill.formats.containers import Reader
@@ -18,7 +18,7 @@ from latentmill.formats.metadata import index_rows
 from latentmill.formats.payload import png_pixels
 from latentmill.records import Array
 from latentmill.registry import MINI
-from latentmill.verify import verify
+from latentmill.verification import verify
 
 _RESOLUTION, _TRANSFORM = "256x256", "center-crop-dhariwal"
 _CELL, _GAP, _MARGIN, _TITLE = 192, 6, 16, 22

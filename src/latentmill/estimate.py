@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from latentmill.decode import image_size
+from latentmill.decoding import image_size
 from latentmill.errors import SampleError
 from latentmill.formats.metadata import LatentInfo
 from latentmill.outcome import Event, Tell

@@ -368,23 +368,24 @@ class _Live:
 
     def __init__(self, job: Job, plan: Plan, done: set[int]) -> None:
         self.job, self.plan = job, plan
-        self.committed: list[int] = []
         self.next = _prefix(done)
         self.ahead = sorted(shard for shard in done if shard > self.next)
         reports = [plan.report(shard) for shard in done]
-        self.images = sum(report.images for report in reports)
+        self.images = self.committed = sum(report.images for report in reports)
         self.rejected = sum(report.rejected for report in reports)
         self.skipped = sum(report.skipped for report in reports)
         self._tell()
 
     def take(self, event: Progress | ShardReport) -> None:
         if isinstance(event, ShardReport):
+            self.committed += event.images
             heapq.heappush(self.ahead, event.shard)
             while self.ahead and self.ahead[0] == self.next:
                 heapq.heappop(self.ahead)
                 self.next += 1
             for output in self.job.outputs:
                 output.container.absorb(self.next)
+            self._tell()
             return
         self.images += event.done
         self.rejected += event.rejected
@@ -397,7 +398,7 @@ class _Live:
             )
 
     def _tell(self) -> None:
-        self.job.tell(Event("progress", "", self.plan.images, self.images, self.rejected, self.skipped))
+        self.job.tell(Event("progress", "", self.plan.images, self.images, self.committed, self.rejected, self.skipped))
 
 
 def _prefix(done: set[int]) -> int:

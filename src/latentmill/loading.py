@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from latentmill.decode import DEFAULT_MAX_PIXELS, decode
+from latentmill.decoding import DEFAULT_MAX_PIXELS, decode
 from latentmill.errors import ConfigError, SampleError
 from latentmill.formats.payload import npy_array
 from latentmill.records import Sample, SampleRef

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from latentmill.errors import DestinationError
 from latentmill.files import digest_lines, remove_tree, replace_text, replacing, write_errors
-from latentmill.formats.metadata import Value, row_json, row_outcome
+from latentmill.formats.metadata import WORK_FOLDER, Value, row_json, row_outcome
 from latentmill.records import Listing, Outcome, SampleRef, ShardReport
 
 _FORMAT = 1
@@ -68,7 +68,7 @@ class Plan:
     @property
     def publish(self) -> str:
         """The folder under an output's root that shards publish into; "" is the root itself."""
-        return f".latentmill/new-{self.number:04d}" if self.update else ""
+        return f"{WORK_FOLDER}/new-{self.number:04d}" if self.update else ""
 
     def refs(self, shard: int) -> list[SampleRef]:
         offset, count = self.shards[shard]

@@ -11,12 +11,16 @@ from latentmill.manifest import Changes
 
 @dataclass(frozen=True)
 class Event:
-    """What a person is told while a job runs. kind: `plan`, `progress` or `warning`."""
+    """What a person is told while a job runs. kind: `plan`, `progress` or `warning`; the figures are of progress.
+
+    done: images computed; committed: of them, those in committed shards, which a kill cannot take back.
+    """
 
     kind: str
     text: str = ""
     total: int = 0
     done: int = 0
+    committed: int = 0
     rejected: int = 0
     skipped: int = 0
 

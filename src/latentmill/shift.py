@@ -16,7 +16,7 @@ from pathlib import Path
 
 from latentmill.errors import DestinationError
 from latentmill.files import remove_tree, sync_filesystem, write_errors
-from latentmill.formats.metadata import DATASET_JSON, INDEX_JSONL, METADATA_JSON
+from latentmill.formats.metadata import DATASET_JSON, INDEX_JSONL, METADATA_JSON, WORK_FOLDER
 from latentmill.manifest import Plan
 
 SHIFTING, GATHERED, SHIFTED = "shifting", "gathered", "shifted"
@@ -41,7 +41,7 @@ def shift(plan: Plan, roots: Mapping[str, Path]) -> None:
             _remove_empty_chunks(root)
     plan.mark(SHIFTED)
     for root in roots.values():
-        for folder in (root / ".latentmill").glob("new-*"):
+        for folder in (root / WORK_FOLDER).glob("new-*"):
             remove_tree(folder)
 
 

@@ -73,6 +73,7 @@ class Display:
         self.bar: TaskID | None = None
         self.started = self.printed = time.monotonic()
         self.first_done = 0
+        self.last: Event | None = None
 
     def __enter__(self) -> Display:
         return self
@@ -80,8 +81,11 @@ class Display:
     def __exit__(self, *error: object) -> None:
         if self.bar is not None and out.is_terminal:
             self.progress.stop()
+        if error[0] is KeyboardInterrupt and self.last is not None:
+            err.print(f"{self.last.committed:,} of {self.last.total:,} images are committed")
 
     def tell(self, event: Event) -> None:
+        self.last = event if event.kind == "progress" else self.last
         if event.kind == "warning":
             err.print(f"[yellow]warning:[/] {shown(event.text)}")
         elif event.kind == "plan":

@@ -74,7 +74,7 @@ class VaeEncoder:
         for sample, own in zip(samples, moments, strict=True):
             notes: tuple[str, ...] = ()
             if not np.isfinite(own).all() and self.spec.dtype != "float32":
-                own = self._moments(self._float32_vae, sample.array[None])[0]
+                own = self._moments(self._float32_vae, np.stack([sample.array]))[0]
                 notes = (RECOMPUTED_FLOAT32,)
             results.append(self._encoded(sample, own, notes))
         return results

@@ -17,11 +17,9 @@ from typing import Any, Protocol
 
 from latentmill.errors import DestinationError
 from latentmill.files import append_file, digest, remove_tree, sync_filesystem, sync_folder, write_errors
-from latentmill.formats.metadata import METADATA_JSON, REJECTS_JSONL, REPORT_JSON
+from latentmill.formats.metadata import METADATA_JSON, WORK_FOLDER
 from latentmill.formats.stored_zip import DirectoryWriter, local_header
 from latentmill.records import StoredFile
-
-_SIDE_FILES = (REJECTS_JSONL, REPORT_JSON)
 
 
 class ShardSink(Protocol):
@@ -98,7 +96,7 @@ class FolderContainer:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.work = path / ".latentmill"
+        self.work = path / WORK_FOLDER
 
     def sink(self, shard: int, publish: str = "") -> ShardSink:
         """A sink for a shard; `publish`: a folder under `path` to publish into instead of `path` itself."""
@@ -128,7 +126,7 @@ class ZipContainer:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.work = path.with_name(path.name + ".latentmill")
+        self.work = path.with_name(path.name + WORK_FOLDER)
 
     @property
     def _partial(self) -> Path:
@@ -240,7 +238,7 @@ class Reader:
             yield from (info.filename for info in self._archive().infolist() if not info.is_dir())
             return
         for folder, folders, files in os.walk(self.path):
-            folders[:] = [name for name in folders if name != ".latentmill"]
+            folders[:] = [name for name in folders if name != WORK_FOLDER]
             base = os.path.relpath(folder, self.path).replace(os.sep, "/")
             yield from (name if base == "." else f"{base}/{name}" for name in files)
 

@@ -24,7 +24,7 @@ METADATA_JSON = "latentmill.json"
 INDEX_JSONL = "latentmill-index.jsonl"
 REJECTS_JSONL = "latentmill-rejects.jsonl"
 REPORT_JSON = "latentmill-report.json"
-FORMAT = "latentmill/1"
+WORK_FOLDER = ".latentmill"  # in a dataset that is being made; beside a zip, NAME.zip.latentmill
 
 Value = str | int | float | bool | None | list[float]
 
@@ -80,7 +80,7 @@ class Counts(_Record):
 
 
 class Metadata(_Record):
-    """`latentmill.json`. Holds no time and no path, so the same work gives the same bytes."""
+    """`latentmill.json`. No time and no path in it (but the model's, as given): the same work, the same bytes."""
 
     format: Literal["latentmill/1"] = "latentmill/1"
     kind: Literal["images", "latents"]

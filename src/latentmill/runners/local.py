@@ -8,6 +8,7 @@ import os
 import queue
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from multiprocessing.process import BaseProcess
@@ -53,14 +54,18 @@ def _start_method() -> str:
 
 
 def _follow(processes: list[BaseProcess], events: Any, emit: Emit) -> None:
+    """Pass the workers' events on until all have ended; notices a worker that died while others go on."""
     running = len(processes)
+    looked = time.monotonic()
     while running:
+        if time.monotonic() - looked > _POLL_SECONDS:
+            looked = time.monotonic()
+            dead = [process for process in processes if process.exitcode not in (None, 0)]
+            if dead:
+                raise LatentmillError(_death(dead[0].exitcode))
         try:
             event = events.get(timeout=_POLL_SECONDS)
         except queue.Empty:
-            dead = [p for p in processes if p.exitcode not in (None, 0)]
-            if dead and events.empty():
-                raise LatentmillError(_death(dead[0].exitcode)) from None
             continue
         if event is None:
             running -= 1

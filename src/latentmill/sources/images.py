@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from latentmill.decode import source_extensions
+from latentmill.decoding import source_extensions
 from latentmill.errors import SampleError, SourceError
 from latentmill.files import printable
-from latentmill.formats.metadata import DATASET_JSON, Metadata, index_rows, read_beside, read_labels
+from latentmill.formats.metadata import DATASET_JSON, WORK_FOLDER, Metadata, index_rows, read_beside, read_labels
 from latentmill.formats.repa import converted_number
 from latentmill.formats.stored_zip import read_member
 from latentmill.records import Listing, SampleRef
@@ -70,6 +70,8 @@ class ImageSource:
             raise SourceError(f"the source does not exist: {self.path}")
         if not self.path.is_dir() and not self.is_zip:
             raise SourceError(f"the source must be a folder or a .zip. Found: {self.path}")
+        if (self.path / WORK_FOLDER).is_dir():
+            raise SourceError(f"the source is still being made: first let the command that makes {self.path} end")
         warnings: list[str] = []
         found = self._list_zip() if self.is_zip else self._list_folder(warnings)
         found.entries.sort()  # NUL sorts before all else, so this is the order of the keys
@@ -238,6 +240,8 @@ def _walk(
             is_folder = entry.is_dir()
         except OSError:  # a link that points at itself
             is_folder = False
+        if is_folder and entry.name == WORK_FOLDER:
+            continue
         if is_folder:
             yield from _walk(entry.path, loops, (*parents, identity))
         else:

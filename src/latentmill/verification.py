@@ -20,6 +20,7 @@ from latentmill.formats.metadata import (
     METADATA_JSON,
     REJECTS_JSONL,
     REPORT_JSON,
+    WORK_FOLDER,
     Metadata,
     index_rows,
     open_beside,
@@ -102,7 +103,7 @@ def _metadata(path: Path) -> tuple[Metadata | None, VerifyReport]:
     if metadata is not None:
         report.kind = metadata.kind
         return metadata, report
-    if (path / ".latentmill").is_dir():
+    if (path / WORK_FOLDER).is_dir():
         raise SourceError(f"{path} is not finished: run its command again to go on, then verify")
     if read_beside(path, INDEX_JSONL) is None and read_beside(path, DATASET_JSON) is None:
         raise SourceError(f"{path} holds nothing that latentmill made (no {METADATA_JSON})")

@@ -12,7 +12,7 @@ import pytest
 import simplejpeg
 from PIL import EpsImagePlugin, Image, ImageOps
 
-from latentmill.decode import decode, image_size, source_extensions
+from latentmill.decoding import decode, image_size, source_extensions
 from latentmill.errors import SampleError
 from latentmill.formats.payload import png_bytes
 from latentmill.records import CMYK, EXIF_ROTATED, SIXTEEN_BIT, TRANSPARENT
