@@ -168,7 +168,7 @@ class Hub(BaseHTTPRequestHandler):
     def refuse(self, status: int, code: str) -> None:
         self.answer(status, b"{}", X_Error_Code=code, X_Error_Message="see the code", Content_Type="application/json")
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         self.server.asked.append(self.path)
         path = self.path.partition("?")[0]
         known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
@@ -190,12 +190,17 @@ class Hub(BaseHTTPRequestHandler):
             return self.answer(200, file.read_bytes(), ETag=f'"{self.etag(file)}"', X_Repo_Commit=COMMIT)
         if path.startswith("/api/models/broken/"):
             return self.answer(503)
+        if path.startswith("/api/models/portal/"):
+            return self.answer(200, b"<html>Please log in to this network</html>", Content_Type="text/html")
         return self.refuse(401 if not known else 404, "RepoNotFound")
 
     do_HEAD = do_GET  # noqa: N815
 
+    def do_CONNECT(self) -> None:
+        self.answer(407)
+
     def files(self) -> list[Path]:
-        return [path for path in (TINY_VAE / "config.json", TINY_VAE / WEIGHTS, DATA / "README.md")]
+        return [TINY_VAE / "config.json", TINY_VAE / WEIGHTS, DATA / "README.md"]
 
     def etag(self, file: Path) -> str:
         return hashlib.sha1(file.read_bytes()).hexdigest()
@@ -282,6 +287,18 @@ def test_a_hub_that_cannot_be_reached(photos: Path, tmp_path: Path) -> None:
 
 def test_a_hub_that_is_down(hub: ThreadingHTTPServer, photos: Path, tmp_path: Path) -> None:
     assert "broken/vae" in error_line(encode(photos, "broken/vae", **environment(hub, tmp_path)))
+
+
+def test_a_network_that_answers_for_the_hub(hub: ThreadingHTTPServer, photos: Path, tmp_path: Path) -> None:
+    line = error_line(encode(photos, "portal/vae", **environment(hub, tmp_path)))
+    assert "could not download portal/vae" in line
+
+
+def test_a_proxy_that_refuses(hub: ThreadingHTTPServer, photos: Path, tmp_path: Path) -> None:
+    proxy = f"http://127.0.0.1:{hub.server_address[1]}"
+    variables = environment(hub, tmp_path) | {"HF_ENDPOINT": "https://hub.invalid", "NO_PROXY": "", "no_proxy": ""}
+    line = error_line(encode(photos, "there/tiny", **variables, HTTPS_PROXY=proxy, https_proxy=proxy))
+    assert "could not download there/tiny: 407" in line
 
 
 def test_offline_mode_asks_nobody(hub: ThreadingHTTPServer, photos: Path, tmp_path: Path) -> None:

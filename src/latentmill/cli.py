@@ -251,7 +251,7 @@ def models() -> None:
                           f"{entry.scaling_factor:g}", shift, entry.note)  # fmt: skip
         mini = resolve(MINI).info
         table.add_row(MINI, "in the package", str(mini.latent_channels), str(mini.downscale_factor),
-                      f"{mini.scaling_factor:g}", "none", "trying and testing only; not for training")  # fmt: skip
+                      f"{mini.scaling_factor:g}", "none", "trying and testing only")  # fmt: skip
         wide = out if out.width >= _TABLE_WIDTH else Console(width=_TABLE_WIDTH, highlight=False)
         wide.print(table)
         out.print("\nAny other diffusers AutoencoderKL: --model-url owner/name, or a folder.")

@@ -7,7 +7,6 @@ becomes an update, which computes only what is new or changed and ends where a f
 
 from __future__ import annotations
 
-import heapq
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from latentmill.destination import (
     sweep,
     tie,
 )
-from latentmill.errors import DestinationError, SampleError, SettingsChangedError, TooManyFailuresError
+from latentmill.errors import DestinationError, SampleError, SettingsChangedError
 from latentmill.files import digest, remove_tree
 from latentmill.finish import Description, Tally, finish
 from latentmill.formats.containers import Container
@@ -37,6 +36,7 @@ from latentmill.formats.metadata import (
     index_rows,
     row_outcome,
 )
+from latentmill.live import Live, unbroken
 from latentmill.manifest import (
     Changes,
     Kept,
@@ -49,7 +49,7 @@ from latentmill.manifest import (
     write_plan,
 )
 from latentmill.outcome import Event, Result
-from latentmill.records import Listing, Outcome, Progress, SampleRef, ShardReport
+from latentmill.records import Listing, Outcome, SampleRef
 from latentmill.runners.local import run_local
 from latentmill.shift import SHIFTED, SHIFTING, shift
 from latentmill.sources.images import ImageSource
@@ -293,8 +293,8 @@ class Job:
         for output in self.outputs:
             remove_tree(output.container.work / "stage")
         for output in self.outputs:
-            output.container.absorb(_prefix(done))
-        tally = _Live(self, plan, done)
+            output.container.absorb(unbroken(done))
+        tally = Live(plan, done, self.outputs, self.max_failures, self.tell)
         todo = [shard for shard in range(len(plan.shards)) if shard not in done]
         task = Task(plan, self.source, self.load, self.encoder, self.outputs, self.batch_size, self.load_threads)
         started = time.monotonic()
@@ -361,52 +361,6 @@ class Job:
             rejects=rejects if rejects.exists() else None,
             changes=changes,
         )
-
-
-class _Live:
-    """Follows a running job: tells progress, gathers a zip's shards in order, and stops a job that fails too much."""
-
-    def __init__(self, job: Job, plan: Plan, done: set[int]) -> None:
-        self.job, self.plan = job, plan
-        self.next = _prefix(done)
-        self.ahead = sorted(shard for shard in done if shard > self.next)
-        reports = [plan.report(shard) for shard in done]
-        self.images = self.committed = sum(report.images for report in reports)
-        self.rejected = sum(report.rejected for report in reports)
-        self.skipped = sum(report.skipped for report in reports)
-        self._tell()
-
-    def take(self, event: Progress | ShardReport) -> None:
-        if isinstance(event, ShardReport):
-            self.committed += event.images
-            heapq.heappush(self.ahead, event.shard)
-            while self.ahead and self.ahead[0] == self.next:
-                heapq.heappop(self.ahead)
-                self.next += 1
-            for output in self.job.outputs:
-                output.container.absorb(self.next)
-            self._tell()
-            return
-        self.images += event.done
-        self.rejected += event.rejected
-        self.skipped += event.skipped
-        self._tell()
-        if self.job.max_failures.exceeded(self.rejected, self.images):
-            raise TooManyFailuresError(
-                f"{self.rejected:,} of {self.images:,} images were rejected, over --max-failures "
-                f"{self.job.max_failures}. What is committed stays; run again with a higher limit to go on"
-            )
-
-    def _tell(self) -> None:
-        self.job.tell(Event("progress", "", self.plan.images, self.images, self.committed, self.rejected, self.skipped))
-
-
-def _prefix(done: set[int]) -> int:
-    """How many shards from the first on are done without a gap."""
-    count = 0
-    while count in done:
-        count += 1
-    return count
 
 
 def _shown(value: Value) -> str:

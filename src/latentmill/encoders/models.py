@@ -58,9 +58,10 @@ def _inside(folder: Path, subfolder: str | None) -> Path:
 def _download(repository: str, revision: str | None, subfolder: str | None) -> Path:
     """The hub's snapshot folder with the config and the safetensors weights; its name is the commit."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
+    from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError is that of the HTTP library it uses
         GatedRepoError,
-        HfHubHTTPError,
+        HFValidationError,
+        HTTPError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -87,7 +88,9 @@ def _download(repository: str, revision: str | None, subfolder: str | None) -> P
             f"{repository} is not in the local cache and the hub cannot be reached (or HF_HUB_OFFLINE is set). Go "
             "online once, or download it elsewhere and give the folder; `mini` needs no download"
         ) from error
-    except (HfHubHTTPError, OSError) as error:
+    except HFValidationError as error:
+        raise ModelError(f"{repository!r} can be no hub repository: {' '.join(str(error).split())}") from error
+    except (HTTPError, OSError, ValueError) as error:
         raise ModelError(f"could not download {repository}: {' '.join(str(error).split())[:300]}") from error
 
 
