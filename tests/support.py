@@ -12,9 +12,17 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from latentmill.formats.containers import container
+from latentmill.formats.repa import ImageLayout, LatentLayout
+from latentmill.loading import ImageLoad
+from latentmill.manifest import write_plan
+from latentmill.sources.images import ImageSource
+from latentmill.worker import Output, Task
 
 DATA = Path(__file__).parent / "data"
 PHOTOS = DATA / "photos"
@@ -173,3 +181,26 @@ def kill_before_change(number: int, work: Callable[[], object]) -> bool:
     code = fork_with(hook, work)
     assert code in (0, -signal.SIGKILL), f"exit code {code}"
     return code != 0
+
+
+# a shard's work without a command around it
+
+
+def task_for(photos: Path, *places: Path, load: Any = None, encoder: Any = None, **settings: Any) -> Task:
+    """What a runner gets: a plan over `photos` in shards of 4, into images; with an encoder, latents before them."""
+    source = ImageSource(photos)
+    containers = [container(place) for place in places]
+    plan, _ = write_plan(
+        containers[0].work,
+        source.listing().refs(),
+        fingerprint={},
+        source_digest="",
+        classes=None,
+        shard_size=settings.pop("shard_size", 4),
+    )
+    assert plan is not None
+    outputs = [Output("images", ImageLayout(), containers[-1], encoded=False)]
+    if encoder is not None:
+        outputs.insert(0, Output("latents", LatentLayout(), containers[0], encoded=True))
+    load = load or ImageLoad("none", (32, 32), "ignore", "drop", (32, 32))
+    return Task(plan, source, load, encoder, tuple(outputs), **{"batch_size": 2, "load_threads": 2, **settings})

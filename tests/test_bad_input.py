@@ -95,7 +95,7 @@ def test_faulty_images_are_rejected_one_by_one(photos: Path, tmp_path: Path, nam
         "bad/loop.jpg": "list",
         "bad/pipe.jpg": "list",
     }
-    assert "400,000,000 pixels, over the limit" in found["bad/bomb.png"][1]
+    assert "over the limit of 178,956,970" in found["bad/bomb.png"][1]
     assert "empty" in found["bad/empty.jpg"][1]
     assert "No such file" in found["bad/dangling.jpg"][1]
     assert not latentmill.verify(dest).problems
@@ -161,6 +161,17 @@ def test_zip_members_that_lead_out_are_rejected(photos: Path, tmp_path: Path) ->
         assert {reason for _, reason in rejects(dest).values()} == {"the member's name leaves the archive"}
     made = {path for path in tmp_path.rglob("*") if path not in before}
     assert all(path.relative_to(tmp_path).parts[0].startswith("out") for path in made)
+
+
+def test_a_name_that_a_zip_holds_twice_is_taken_once(photos: Path, tmp_path: Path) -> None:
+    names = [path.relative_to(photos).as_posix() for path in sorted(photos.rglob("*.jpg"))]
+    good = (photos / names[1]).read_bytes()
+    with pytest.warns(UserWarning, match="Duplicate name"):
+        source = zip_of(photos, tmp_path / "in.zip", {names[1]: good})
+    run = convert(source, tmp_path / "out", *SIZE)
+    assert run.returncode == 3
+    assert "12 stored" in run.stdout
+    assert rejects(tmp_path / "out") == {names[1]: ("list", "the archive holds this name twice")}
 
 
 def test_damaged_zip_members_are_rejected(photos: Path, tmp_path: Path) -> None:
@@ -258,7 +269,7 @@ def test_mixed_sizes_without_a_resolution(tmp_path: Path) -> None:
     ("options", "said"),
     [
         (["--resolution", "64x32"], "square"),
-        (["--resolution", "48x48"], "power of two. Found: 48x48"),
+        (["--resolution", "48x48"], "must be a power of two in the layout that trainers read. Found: 48x48"),
         (["--resolution", "256"], "must be WxH with positive integers. Found: '256'"),
         (["--resolution", "0x0"], "must be WxH with positive integers"),
         (["--transform", "center-crop"], "--resolution"),

@@ -153,11 +153,17 @@ def test_the_command_gives_the_references_latents_and_pixels_in_one_pass(tmp_pat
 
 def test_a_gap_in_the_source_keeps_every_number(tmp_path: Path) -> None:
     """Skipped photos leave gaps; latents of what was converted carry the images' numbers, and pair by position."""
-    images = tmp_path / "images"
-    api.convert(PHOTOS, images, transform="center-crop-wide", resolution="128x72", num_workers=1)
+    source, images = tmp_path / "photos", tmp_path / "images"
+    source.mkdir()
+    (source / "a").symlink_to(PHOTOS / "shapes")
+    (source / "b").symlink_to(PHOTOS / "animal")
+    api.convert(source, images, transform="center-crop-wide", resolution="128x72", num_workers=1)
     api.encode(images, tmp_path / "vae-sd", model_url="fake")
-    stored = [row for row in GOLDEN["center-crop-wide 128x72"] if row["name"] is not None]
-    assert 0 < len(stored) < 26
+    kept = {row["source"] for row in GOLDEN["center-crop-wide 128x72"] if row["name"] is not None}
+    photos = [*sorted((PHOTOS / "shapes").iterdir()), *(PHOTOS / "animal").iterdir()]
+    numbers = [n for n, photo in enumerate(photos) if photo.relative_to(PHOTOS).as_posix() in kept]
+    assert numbers == [0, 1, 2, 7]
+    assert names(images, ".png") == [f"00000/img{n:08d}.png" for n in numbers]
     assert json.loads((tmp_path / "vae-sd" / "dataset.json").read_text())["labels"] == [
-        [row["name"].replace("img", "img-mean-std-").replace(".png", ".npy"), row["label"]] for row in stored
+        [f"00000/img-mean-std-{n:08d}.npy", int(n == 7)] for n in numbers
     ]

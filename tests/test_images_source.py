@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import pickle
 import sys
@@ -295,6 +296,25 @@ def test_a_source_can_be_pickled_with_its_archive_open(tmp_path: Path) -> None:
     first, second = source.listing().refs()
     assert source.read(first) == b"one"
     assert pickle.loads(pickle.dumps(source)).read(second) == b"two"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="fork is Linux's")
+def test_a_forked_worker_opens_its_own_archive(tmp_path: Path) -> None:
+    """An inherited one shares its position with the parent, which has read a few images for its estimate."""
+    members = {name: os.urandom(100_000) for name in ("a.png", "b.png")}  # beyond any buffer
+    path = zipped(tmp_path / "photos.zip", members)
+    source = ImageSource(path)
+    first, second = source.listing().refs()
+    assert source.read(first) == members["a.png"]
+    (handle,) = [link for link in Path("/proc/self/fd").iterdir() if os.path.realpath(link) == os.path.realpath(path)]
+    before = (Path("/proc/self/fdinfo") / handle.name).read_text()
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    process = context.Process(target=lambda: results.put(source.read(second)))
+    process.start()
+    assert results.get(timeout=30) == members["b.png"]
+    process.join()
+    assert (Path("/proc/self/fdinfo") / handle.name).read_text() == before
 
 
 # through a whole conversion

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import pkgutil
 import re
 import subprocess
 import sys
@@ -67,6 +69,14 @@ def test_every_public_name_is_there() -> None:
     assert latentmill.LatentmillError is LatentmillError
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         latentmill.lode  # noqa: B018
+
+
+def test_no_module_takes_the_place_of_a_public_call() -> None:
+    """A module `latentmill.decode` would do so as soon as anything imports it."""
+    for module in pkgutil.walk_packages(latentmill.__path__, "latentmill."):
+        importlib.import_module(module.name)
+    for name in ("convert", "decode", "encode", "load", "verify"):
+        assert callable(getattr(latentmill, name)), name
 
 
 def test_the_version_is_the_packages() -> None:

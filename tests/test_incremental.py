@@ -1,4 +1,4 @@
-"""After photos were added, changed, renamed or removed, a rerun ends where a fresh run would, and computes only those."""
+"""After photos were added, changed, renamed or removed, a rerun ends where a fresh run would, computing only those."""
 
 from __future__ import annotations
 
@@ -339,7 +339,7 @@ def test_a_damaged_dataset_is_not_built_upon(photos: Path, tmp_path: Path, name:
     latentmill.encode(photos, dest, **ENCODE)
     (dest / name).unlink()
     sorted(photos.rglob("*.jpg"))[0].unlink()
-    with pytest.raises(DestinationError, match="missing.*--overwrite"):
+    with pytest.raises(DestinationError, match=r"missing.*--overwrite"):
         latentmill.encode(photos, dest, **ENCODE)
     latentmill.encode(photos, dest, **ENCODE, overwrite=True)
     assert not latentmill.verify(dest).problems

@@ -38,10 +38,10 @@ def test_pillow_reads_the_pixels_that_were_written(height: int, width: int, seed
     assert np.array_equal(png_pixels(data), pixels)
 
 
-@pytest.mark.parametrize("width", [21844, 21845, 43690])
-def test_rows_that_fill_a_stored_block_to_the_byte(width: int) -> None:
-    """A deflate block holds 65,535 bytes: 1 + 3 * 21,844 is two short of it; two rows of 32,768 span three blocks."""
-    pixels = noise(3, width)
+@pytest.mark.parametrize(("height", "width"), [(15, 1456), (30, 1456), (1, 21844), (1, 21845), (3, 43690)])
+def test_rows_that_fill_a_stored_block_to_the_byte(height: int, width: int) -> None:
+    """A deflate block holds 65,535 bytes, which are 15 rows of 1,456 pixels and their filter bytes."""
+    pixels = noise(height, width)
     data = png_bytes(pixels)
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), pixels)
     assert np.array_equal(stored_png_pixels(data), pixels)

@@ -121,6 +121,7 @@ def test_members_beyond_4_gib(tmp_path: Path, gap: int) -> None:
     with zipfile.ZipFile(path) as opened, path.open("rb") as file:
         for info in opened.infolist():
             assert opened.read(info) == MEMBERS[info.filename]
+            assert bool(info.extra) == (info.header_offset >= 0xFFFFFFFF)  # which says: see the extra field
             assert read_member(file, *place(info), LIMIT) == MEMBERS[info.filename]
         assert opened.infolist()[0].header_offset == gap
     path.unlink()

@@ -217,6 +217,18 @@ def test_what_is_not_finite_in_float32_is_a_reject(tmp_path: Path, pixels: np.nd
     assert np.isfinite(good.array).all()
 
 
+def test_extreme_variances_are_clamped_as_diffusers_clamps_them(tmp_path: Path, pixels: np.ndarray) -> None:
+    vae = AutoencoderKL.from_pretrained(fragile_vae(tmp_path / "vae", 1)).eval()
+    with torch.no_grad():
+        vae.quant_conv.weight[2:] *= 1e3  # the two channels of log variance
+        expected = vae.encode(to_input(pixels, (-1.0, 1.0))).latent_dist
+    vae.save_pretrained(tmp_path / "extreme")
+    found = arrays(spec(model=resolve(str(tmp_path / "extreme"))).open().encode([sample(array) for array in pixels]))
+    assert expected.std.min() < 1e-6
+    assert expected.std.max() > 2e4
+    assert np.allclose(found[:, 2:], expected.std.numpy(), rtol=1e-4)
+
+
 def test_what_does_not_fit_in_float16_is_a_reject(tmp_path: Path, pixels: np.ndarray) -> None:
     vae = AutoencoderKL.from_pretrained(fragile_vae(tmp_path / "vae", 1))
     with torch.no_grad():

@@ -27,7 +27,9 @@ DEFAULT_MAX_PIXELS = 178_956_970
 # Kinds that are drawn by an outside program, or that only hold data: never opened.
 _NOT_RASTER = frozenset({"EPS", "WMF", "PDF", "BUFR", "GRIB", "HDF5", "MPEG", "FPX", "MIC"})
 _EXIF_ORIENTATION = 0x0112
-_EXIF_SEARCH_BYTES = 1 << 16
+# One of these stands in every JPEG that has an orientation; Pillow takes XMP's where EXIF has none.
+_ORIENTATION_MARKS = (b"Exif\0\0", b"tiff:Orientation")
+_START_OF_SCAN = 0xDA
 _SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 # What Pillow's plug-ins are seen to raise on damaged files.
 _PILLOW_ERRORS = (
@@ -107,12 +109,23 @@ def _decode_jpeg(data: bytes, max_pixels: int) -> Array | None:
 
 
 def _jpeg_orientation(data: bytes) -> int:
-    if data.find(b"Exif\0\0", 0, _EXIF_SEARCH_BYTES) < 0:
+    end = _scan_start(data)
+    if all(data.find(mark, 0, end) < 0 for mark in _ORIENTATION_MARKS):
         return 1
     try:
         return _orientation(_open(data, max_pixels=DEFAULT_MAX_PIXELS * 1000))
     except SampleError:
         return 1
+
+
+def _scan_start(data: bytes) -> int:
+    """Where a JPEG's metadata ends: at its first scan (ITU T.81, B.1.1); its length, where that is not clear."""
+    at = 2
+    while data[at : at + 1] == b"\xff" and at + 4 <= len(data):
+        if data[at + 1] == _START_OF_SCAN:
+            return at
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return len(data)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -304,14 +304,18 @@ def match_by_digest(
 
     The digest is the source's word, not read from the bytes, so `same_content` is asked as well.
     """
-    table: dict[str, list[Kept]] = {}
+    table: dict[str, dict[str, list[Kept]]] = {}  # digest -> stat -> results; copies of one image may be many
     for item in earlier:
-        table.setdefault(item.outcome.digest, []).append(item)
+        table.setdefault(item.outcome.digest, {}).setdefault(item.outcome.ref.stat, []).append(item)
     for ref in refs:
-        candidates = table.get(ref.digest, []) if ref.digest else []
-        found = next((item for item in candidates if same_content(ref, item.outcome)), None)
-        if found is not None:
-            candidates.remove(found)
-        yield ref, found
-    for item in sorted((item for items in table.values() for item in items), key=_key):
+        by_stat = table.get(ref.digest, {}) if ref.digest else {}
+        stat = ref.stat if ref.stat in by_stat else next(iter(by_stat), None)
+        if stat is None or not same_content(ref, by_stat[stat][-1].outcome):
+            yield ref, None
+            continue
+        yield ref, by_stat[stat].pop()
+        if not by_stat[stat]:
+            del by_stat[stat]
+    left = (item for by_stat in table.values() for items in by_stat.values() for item in items)
+    for item in sorted(left, key=_key):
         yield None, item

@@ -23,11 +23,13 @@ from latentmill.formats.metadata import (
     WORK_FOLDER,
     Metadata,
     index_rows,
+    is_as_written,
     open_beside,
     read_beside,
     read_labels,
 )
 from latentmill.formats.repa import ImageLayout, LatentLayout, Layout
+from latentmill.formats.stored_zip import changed_records
 from latentmill.outcome import Event, Tell, quiet
 
 _OWN_FILES = frozenset({DATASET_JSON, METADATA_JSON, INDEX_JSONL, REJECTS_JSONL, REPORT_JSON})
@@ -81,6 +83,7 @@ def verify(dataset: str | Path, images: str | Path | None = None, tell: Tell = q
     _check_labels(path, stored, report)
     sums = _check_files(reader, metadata, stored, report, tell)
     _check_statistics(metadata, sums, report)
+    _check_records(path, stored, report)
     report.summary = "digests, names, labels, shapes and values checked"
     if images is not None:
         _check_pairs(rows, Path(images), report, tell)
@@ -159,10 +162,14 @@ def _check_labels(path: Path, stored: list[dict[str, Any]], report: VerifyReport
             report.add(DATASET_JSON, "is missing")
             return
         read_labels(text, DATASET_JSON)
-        labels = json.loads(text)["labels"]
-    except (SourceError, ValueError, KeyError) as error:
+        table = json.loads(text)
+    except (SourceError, ValueError) as error:
         report.add(DATASET_JSON, str(error))
         return
+    if table.keys() != {"labels"}:
+        report.add(DATASET_JSON, f'must hold "labels" alone. Found: {", ".join(table)[:80]}')
+        return
+    labels = table["labels"]
     complete = all(row["label"] is not None for row in stored)
     expected = [[row["name"], row["label"]] for row in stored] if complete else None
     if labels == expected:
@@ -224,6 +231,19 @@ def _check_array(layout: Layout, metadata: Metadata, data: bytes) -> str:
     if not np.isfinite(array).all():
         return "holds NaN or infinity"
     return ""
+
+
+def _check_records(path: Path, stored: list[dict[str, Any]], report: VerifyReport) -> None:
+    """Every byte that no digest in the index covers: of the metadata, and of a zip's own records."""
+    own = {name: read_beside(path, name) or b"" for name in (INDEX_JSONL, DATASET_JSON, METADATA_JSON)}
+    if not is_as_written(own[METADATA_JSON]):
+        report.add(METADATA_JSON, "was changed after it was written")
+    if path.is_dir() or report.problems:
+        return
+    members = [(row["name"], row["size"], row["crc"]) for row in stored]
+    members += [(name, len(data), zlib.crc32(data)) for name, data in own.items()]
+    for name in changed_records(path, members):
+        report.add(name, "what the archive records of it was changed")
 
 
 def _check_statistics(metadata: Metadata, sums: list[tuple[float, ...]], report: VerifyReport) -> None:

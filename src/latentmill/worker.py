@@ -108,9 +108,10 @@ def run_shard(
         emit(Progress(len(settled), sum(bool(o.stage) for o in settled), sum(o.skipped for o in settled)))
 
     def commit() -> None:
-        with clock.time("commit"), _aborting(sinks.values()):
-            for sink in sinks.values():
-                sink.commit()
+        with _aborting(sinks.values()):
+            with clock.time("commit"):
+                for sink in sinks.values():
+                    sink.commit()
             report = _report(shard, outcomes, clock)
             task.plan.commit(report, outcomes)
         emit(report)
@@ -134,8 +135,6 @@ def _attempt(task: Task, ref: SampleRef) -> Sample | Outcome:
     """Read, decode and transform one image; its failure, or the transform's leaving it out, becomes its outcome."""
     found = ""
     try:
-        if ref.fault:
-            raise SampleError("list", ref.fault)
         data = task.source.read(ref)
         found = digest(data)
         sample = task.load(ref, data)

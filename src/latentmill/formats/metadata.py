@@ -17,6 +17,7 @@ from typing import IO, Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from latentmill.errors import SourceError
+from latentmill.files import DIGEST, digest
 from latentmill.records import Outcome, SampleRef, StoredFile
 
 DATASET_JSON = "dataset.json"
@@ -26,6 +27,7 @@ REJECTS_JSONL = "latentmill-rejects.jsonl"
 REPORT_JSON = "latentmill-report.json"
 WORK_FOLDER = ".latentmill"  # in a dataset that is being made; beside a zip, NAME.zip.latentmill
 
+_READ_ERRORS = (OSError, EOFError, zipfile.BadZipFile, zlib.error)  # of a member of a folder or a zip
 Value = str | int | float | bool | None | list[float]
 
 
@@ -91,11 +93,12 @@ class Metadata(_Record):
     statistics: Statistics | None = None
     classes: list[str] | None = None
     notes: dict[str, int] = {}
-    digest: str = "sha256-128"
+    digest: str = DIGEST
     source_digest: str
     index_digest: str
     fingerprint: dict[str, Value]
     software: dict[str, str]
+    own_digest: str = ""  # of this file as it would be with "" here
 
     @classmethod
     def read_beside(cls, path: Path) -> Metadata | None:
@@ -104,14 +107,26 @@ class Metadata(_Record):
         if data is None:
             return None
         try:
-            return cls.model_validate_json(data)
+            return cls.model_validate(json.loads(data))  # pydantic's own reader refuses surrogates
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "the whole file"
             raise SourceError(f"{METADATA_JSON} in {path} is damaged at {where}: {first['msg']}") from error
+        except ValueError as error:
+            raise SourceError(f"{METADATA_JSON} in {path} is not JSON: {error}") from error
 
     def to_json(self) -> str:
-        return json.dumps(self.model_dump(mode="json"), indent=1) + "\n"
+        return _sealed(self.model_dump(mode="json"))
+
+
+def _sealed(table: dict[str, Any]) -> str:
+    seal = digest(json.dumps({**table, "own_digest": ""}, indent=1).encode())
+    return json.dumps({**table, "own_digest": seal}, indent=1) + "\n"
+
+
+def is_as_written(text: bytes) -> bool:
+    """Whether a `latentmill.json` is, byte for byte, as it was written."""
+    return text == _sealed(json.loads(text)).encode()
 
 
 def read_beside(path: Path, name: str) -> bytes | None:
@@ -122,8 +137,8 @@ def read_beside(path: Path, name: str) -> bytes | None:
             return None
         with stream:
             return stream.read()
-    except (OSError, zipfile.BadZipFile, zlib.error) as error:
-        raise SourceError(f"{name} in {path} cannot be read: {error}") from error
+    except _READ_ERRORS as error:
+        raise SourceError(f"{name} in {path} cannot be read: {str(error) or type(error).__name__}") from error
 
 
 def open_beside(path: Path, name: str) -> IO[bytes] | None:
@@ -139,13 +154,16 @@ def open_beside(path: Path, name: str) -> IO[bytes] | None:
 
 
 def index_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a finished dataset's index, in order, one at a time."""
+    """The rows of a finished dataset's index, in order, one at a time. Raises SourceError when it is damaged."""
     stream = open_beside(path, INDEX_JSONL)
     if stream is None:
         return
-    with io.TextIOWrapper(stream, "utf-8") as lines:
-        for line in lines:
-            yield json.loads(line)
+    try:
+        with io.TextIOWrapper(stream, "utf-8") as lines:
+            for line in lines:
+                yield json.loads(line)
+    except (*_READ_ERRORS, ValueError) as error:
+        raise SourceError(f"{INDEX_JSONL} in {path} is damaged: {str(error) or type(error).__name__}") from error
 
 
 def read_labels(text: bytes, where: str) -> dict[str, int]:

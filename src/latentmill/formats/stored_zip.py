@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -89,6 +90,33 @@ def read_member(file: BinaryIO, offset: int, compressed: int, method: int, crc: 
     if zlib.crc32(data) != crc:
         raise SampleError("read", "the member's CRC-32 does not match: its bytes are damaged")
     return data
+
+
+def changed_records(path: Path, members: Sequence[tuple[str, int, int]]) -> list[str]:
+    """Members, as (name, size, CRC-32) in order, whose records in an archive are not those that this module writes.
+
+    Empty too where most differ: then another tool made the archive, and what it records is its own business.
+    """
+    changed: list[str] = []
+    with path.open("rb") as file:
+        start = 0
+        for name, size, crc in members:
+            header = local_header(name, size, crc)
+            file.seek(start)
+            if file.read(len(header)) != header:
+                changed.append(name)
+            start += len(header) + size
+        file.seek(start)
+        offset = 0
+        for name, size, crc in members:
+            entry = directory_entry(name, size, crc, offset)
+            if file.read(len(entry)) != entry:
+                changed.append(name)
+            offset += _LOCAL.size + len(name) + size
+        end = end_records(len(members), file.tell() - start, start)
+        if file.read() != end:
+            changed.append("the archive's end")
+    return changed if len(changed) <= len(members) else []
 
 
 class DirectoryWriter:

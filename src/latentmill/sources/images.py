@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from latentmill.decoding import source_extensions
@@ -93,7 +94,9 @@ class ImageSource:
         return Listing(count, classes, warnings, bool(digests), refs)
 
     def read(self, ref: SampleRef) -> bytes:
-        """The bytes of one image. Raises SampleError (stage `read`)."""
+        """The bytes of one image. Raises SampleError (stage `read`, or `list` for what listing found)."""
+        if ref.fault:
+            raise SampleError("list", ref.fault)
         try:
             if not self.is_zip:
                 with open(self.path / ref.key, "rb") as file:  # noqa: PTH123 - a third faster than Path.open
@@ -123,14 +126,15 @@ class ImageSource:
             key = info.filename
             if info.is_dir() or not _is_image(key):
                 continue
-            fault = ""
+            stat, fault = f"{info.file_size}-{info.CRC:08x}", ""
             if ".." in key.split("/") or key.startswith("/") or "\\" in key:
                 fault = "the member's name leaves the archive"
             elif key in seen:
+                stat += f"-{info.header_offset}"  # tells it from its namesake
                 fault = "the archive holds this name twice"
             seen.add(key)
             where = (info.header_offset, info.compress_size, info.compress_type, info.CRC)
-            found.add(key, f"{info.file_size}-{info.CRC:08x}", where, fault)
+            found.add(key, stat, where, fault)
         return found
 
     def _list_folder(self, warnings: list[str]) -> _Found:
@@ -142,7 +146,8 @@ class ImageSource:
             key = os.path.relpath(path, self.path).replace(os.sep, "/")
             try:
                 stat = entry.stat()
-                found.add(key, f"{stat.st_size}-{stat.st_mtime_ns}")
+                fault = "" if S_ISREG(stat.st_mode) else "not a file"  # a pipe would be waited for without end
+                found.add(key, f"{stat.st_size}-{stat.st_mtime_ns}", fault=fault)
             except OSError as error:
                 found.add(key, "", fault=error.strerror or str(error))
         if loops:
