@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import zipfile
@@ -12,8 +13,10 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 import latentmill
+from latentmill.cli import app
 from support import cli, contents, make_photos
 
 SIZE = ("--resolution", "32x32")
@@ -21,6 +24,16 @@ SIZE = ("--resolution", "32x32")
 
 def convert(source: object, dest: object, *extra: object) -> subprocess.CompletedProcess[str]:
     return cli("convert", "--source", source, "--dest", dest, *extra)
+
+
+def convert_here(source: object, dest: object, *extra: object) -> subprocess.CompletedProcess[str]:
+    """As `convert`, in this process: for what is refused before any work."""
+    before = signal.getsignal(signal.SIGTERM)
+    arguments = ["convert", "--source", str(source), "--dest", str(dest), *map(str, extra)]
+    result = CliRunner().invoke(app, arguments)
+    signal.signal(signal.SIGTERM, before)
+    assert isinstance(result.exception, SystemExit), result.exception
+    return subprocess.CompletedProcess(arguments, result.exit_code, result.stdout, result.stderr)
 
 
 def refused(run: subprocess.CompletedProcess[str], *said: str) -> None:
@@ -230,7 +243,7 @@ def test_a_dataset_json_that_cannot_be_used(photos: Path, tmp_path: Path, text: 
         source = zip_of(photos, tmp_path / "in.zip", {"dataset.json": data})
     else:
         (photos / "dataset.json").write_bytes(data)
-    refused(convert(source, tmp_path / "out", *SIZE), "dataset.json", said)
+    refused(convert_here(source, tmp_path / "out", *SIZE), "dataset.json", said)
 
 
 def test_a_damaged_dataset_json_in_a_zip(photos: Path, tmp_path: Path) -> None:
@@ -283,7 +296,7 @@ def test_mixed_sizes_without_a_resolution(tmp_path: Path) -> None:
     ],
 )
 def test_settings_that_cannot_be(photos: Path, tmp_path: Path, options: list[str], said: str) -> None:
-    refused(convert(photos, tmp_path / "out", *options), said)
+    refused(convert_here(photos, tmp_path / "out", *options), said)
     assert not (tmp_path / "out").exists()
 
 
@@ -307,7 +320,7 @@ def test_sources_that_are_not_there(photos: Path, tmp_path: Path) -> None:
         (tmp_path / "words", "holds no images"),
         (photo, "must be a folder or a .zip"),
     ):
-        refused(convert(source, tmp_path / "out", *SIZE), said, str(source))
+        refused(convert_here(source, tmp_path / "out", *SIZE), said, str(source))
 
 
 def test_destinations_that_cannot_be(photos: Path, tmp_path: Path) -> None:
@@ -325,7 +338,7 @@ def test_destinations_that_cannot_be(photos: Path, tmp_path: Path) -> None:
         (photos / "inside.zip", "lies inside the source"),
         (tmp_path, "not empty"),
     ):
-        refused(convert(photos, dest, *SIZE), said)
+        refused(convert_here(photos, dest, *SIZE), said)
     assert file.read_text() == "a file"
     assert sorted(path.name for path in photos.iterdir()) == ["c0", "c1"]
 

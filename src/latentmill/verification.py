@@ -235,11 +235,11 @@ def _check_array(layout: Layout, metadata: Metadata, data: bytes) -> str:
 
 def _check_records(path: Path, stored: list[dict[str, Any]], report: VerifyReport) -> None:
     """Every byte that no digest in the index covers: of the metadata, and of a zip's own records."""
-    own = {name: read_beside(path, name) or b"" for name in (INDEX_JSONL, DATASET_JSON, METADATA_JSON)}
-    if not is_as_written(own[METADATA_JSON]):
+    if not is_as_written(read_beside(path, METADATA_JSON) or b""):
         report.add(METADATA_JSON, "was changed after it was written")
     if path.is_dir() or report.problems:
         return
+    own = {name: read_beside(path, name) or b"" for name in (INDEX_JSONL, DATASET_JSON, METADATA_JSON)}
     members = [(row["name"], row["size"], row["crc"]) for row in stored]
     members += [(name, len(data), zlib.crc32(data)) for name, data in own.items()]
     for name in changed_records(path, members):
