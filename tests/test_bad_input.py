@@ -405,6 +405,18 @@ def test_a_source_and_a_destination_whose_names_are_not_utf8(photos: Path, tmp_p
     assert verified.returncode == 0
 
 
+def test_names_that_look_like_markup(photos: Path, tmp_path: Path) -> None:
+    source, dest = tmp_path / "[red]photos[", tmp_path / "[b]out[.json]"
+    refused(convert_here(source, dest, *SIZE), str(source))
+    photos.rename(source)
+    (source / "c0").rename(source / "[dim]c0")
+    (source / "[dim]c0" / "[b]bad[.jpg").write_bytes(b"")
+    run = convert_here(source, dest, *SIZE, "--num-workers", 1)
+    assert run.returncode == 3
+    assert str(dest) in run.stdout
+    assert list(rejects(dest)) == ["[dim]c0/[b]bad[.jpg"]
+
+
 def test_a_terminal_that_shows_ascii_only(photos: Path, tmp_path: Path) -> None:
     (photos / "c0").rename(photos / "ünï")
     run = cli("convert", "--source", photos, "--dest", tmp_path / "öut", *SIZE, PYTHONIOENCODING="ascii")

@@ -162,6 +162,22 @@ def test_a_random_walk_from_convert_to_encode(tmp_path: Path) -> None:
         shutil.rmtree(fresh)
 
 
+def test_from_a_zip_of_images_that_was_made_anew(photos: Path, tmp_path: Path) -> None:
+    images, dest = tmp_path / "images.zip", tmp_path / "out"
+    latentmill.convert(photos, images, **CROP, num_workers=1)
+    latentmill.encode(images, dest, model_url="fake")
+    had = files_by_bytes(dest)
+    sorted(photos.rglob("*.jpg"))[3].unlink()
+    make_photos(photos / "z", 2, seed=1)
+    latentmill.convert(photos, images, **CROP, num_workers=1, overwrite=True)
+    result = latentmill.encode(images, dest, model_url="fake")
+    assert result.changes == (2, 11, 8, 1, 0)
+    assert len(had.items() & files_by_bytes(dest).items()) == 11
+    fresh = latentmill.encode(images, tmp_path / "fresh", model_url="fake")
+    assert contents(dest) == contents(fresh.dest)
+    assert not latentmill.verify(dest, images).problems
+
+
 def test_what_is_unaffected_is_renamed_and_counted(photos: Path, tmp_path: Path) -> None:
     dest = tmp_path / "out"
     latentmill.encode(photos, dest, **ENCODE)
@@ -250,8 +266,10 @@ def test_an_image_that_can_be_read_again_is_taken_in(photos: Path, tmp_path: Pat
     assert latentmill.encode(photos, dest, **ENCODE).rejected == 1
     assert latentmill.encode(photos, dest, **ENCODE).already_done
     (tmp_path / "away.jpg").rename(tmp_path / "later.jpg")
+    assert (dest / "latentmill-rejects.jsonl").exists()
     result = latentmill.encode(photos, dest, **ENCODE)
     assert (result.computed, result.rejected) == (1, 0)
+    assert not (dest / "latentmill-rejects.jsonl").exists()
     fresh = latentmill.encode(photos, tmp_path / "fresh", **ENCODE)
     assert contents(dest) == contents(fresh.dest)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -146,9 +147,12 @@ def test_committed_files_are_not_written_again(command: str, many: Path, tmp_pat
     assert {file: identity(file) for file in kept} == kept
 
 
-def test_workers_die_with_their_parent(many: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_workers_die_with_their_parent(many: Path, tmp_path: Path, start: str) -> None:
     case = Case("convert", many, tmp_path, "")
-    with subprocess.Popen(case.arguments, stdout=subprocess.DEVNULL) as process:
+    python, option, code, *arguments = case.arguments
+    code = f"import latentmill.runners.local as local; local._start_method = lambda: {start!r}; {code}"
+    with subprocess.Popen([python, option, code, *arguments], stdout=subprocess.DEVNULL) as process:
         assert wait_until(lambda: case.committed() > 1)
         workers = descendants(process.pid)
         process.kill()
@@ -169,12 +173,29 @@ def test_stopped_by_signal(many: Path, tmp_path: Path, command: str, suffix: str
     case = Case(command, many, tmp_path, suffix)
     code, output = kill_when(lambda: case.committed() >= 3, case.arguments, signum)
     assert code == 130, output
+    assert re.search(rf"\d+ of {COUNT} images are committed", output)
     assert "run the same command again to go on" in output
     assert "Traceback" not in output
     done = case.committed() * BATCH
     assert done >= 3 * BATCH
     assert f"going on: {done} of {COUNT} images are done" in case.finish()
     case.check()
+
+
+def test_stopped_by_a_person_in_a_hurry(many: Path, tmp_path: Path) -> None:
+    """More than one Ctrl-C, as a terminal sends them to all processes."""
+    case = Case("convert", many, tmp_path, "")
+    with subprocess.Popen(
+        case.arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as process:
+        assert wait_until(lambda: case.committed() > 1)
+        for _ in range(5):
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGINT)
+            time.sleep(0.02)
+        output, _ = process.communicate(timeout=15)
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
 
 
 # killed before every single change that a run makes to the filesystem
@@ -327,9 +348,14 @@ def test_before_every_change_of_an_overwrite(memory: Path, suffix: str) -> None:
         assert steps.held() == expected, f"killed before change {number}"
 
 
-@SHAPES
-def test_a_full_disk_at_every_change(memory: Path, suffix: str) -> None:
+@pytest.mark.parametrize(("suffix", "update"), [("", False), ("", True), (".zip", False)])
+def test_a_full_disk_at_every_change(memory: Path, suffix: str, update: bool) -> None:
     steps = Steps(memory, "encode", suffix)
+    if update:
+        steps.run(steps.start)
+        steps.photos[0].unlink()
+        make_photos(steps.source / "b", 1, seed=1)
+        shutil.copytree(steps.start, steps.place, copy_function=shutil.copy2)
     expected = steps.expected()
     full, done = 5, 0
 
@@ -349,6 +375,7 @@ def test_a_full_disk_at_every_change(memory: Path, suffix: str) -> None:
         steps.run()
         assert steps.held() == expected, f"full from change {number} on"
         shutil.rmtree(steps.place)
+        shutil.copytree(steps.start, steps.place, copy_function=shutil.copy2)
         number += 1
     assert number > 15
 

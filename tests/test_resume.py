@@ -12,7 +12,8 @@ from filelock import FileLock
 from PIL import Image
 
 import latentmill
-from latentmill.errors import DestinationError, LatentmillError, SettingsChangedError
+from latentmill.errors import DestinationError, LatentmillError, SettingsChangedError, SourceError
+from latentmill.outcome import Event
 from support import CAN_FORK, cli, contents, fork_with, ledger, make_photos, work_folder
 
 SIZE = "32x32"
@@ -144,6 +145,36 @@ def test_batch_size_and_threads_are_those_of_the_plan(photos: Path, tmp_path: Pa
     latentmill.encode(photos, dest, **ENCODE)
     fingerprint = json.loads((dest / "latentmill.json").read_text())["fingerprint"]
     assert (fingerprint["batch_size"], fingerprint["threads"]) == (3, 5)
+
+
+@pytest.mark.parametrize(("seconds", "images"), [(0.5, 40), (6.0, 4), (1000.0, 4)])
+def test_shards_are_sized_by_measured_speed_so_that_a_kill_costs_little(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, images: int
+) -> None:
+    source, dest = tmp_path / "photos", tmp_path / "out"
+    make_photos(source, 60)
+    monkeypatch.setattr("latentmill.api._measure_encoding", lambda *arguments: seconds)
+
+    def stop(event: Event) -> None:
+        if event.kind == "progress":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        latentmill.encode(source, dest, **ENCODE, batch_size=4, tell=stop)
+    plan = json.loads(next(dest.glob(".latentmill/plan-*/plan.json")).read_text())
+    assert plan["shards"][0][1] == images  # whole batches, 20 seconds of work or one batch
+    assert sum(count for _, count in plan["shards"]) == 60
+    monkeypatch.setattr("latentmill.api._measure_encoding", lambda *arguments: 1e-6)
+    assert latentmill.encode(source, dest, **ENCODE).computed == 60  # by the same plan
+
+
+def test_what_is_still_being_made_is_no_source_yet(photos: Path, tmp_path: Path) -> None:
+    begin(photos, tmp_path / "lat", **ENCODE, batch_size=4, images=tmp_path / "img")
+    assert list(tmp_path.glob("img/*/*.png"))
+    with pytest.raises(SourceError, match="still being made"):
+        latentmill.encode(tmp_path / "img", tmp_path / "out", model_url="fake")
+    with pytest.raises(SourceError, match="not finished"):
+        latentmill.verify(tmp_path / "lat")
 
 
 def test_a_begun_job_refuses_another_source_and_goes_on_with_its_own(photos: Path, tmp_path: Path) -> None:

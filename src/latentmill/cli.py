@@ -300,6 +300,8 @@ def _guarded(work: Callable[[], int]) -> None:
     try:
         code = work()
     except KeyboardInterrupt:
+        for again in (signal.SIGINT, signal.SIGTERM):  # the way out is short; a second one would only garble it
+            signal.signal(again, signal.SIG_IGN)
         err.print("stopped. What is committed stays; run the same command again to go on")
         code = EXIT_STOPPED
     except LatentmillError as error:
