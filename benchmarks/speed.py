@@ -1,6 +1,6 @@
 """What latentmill costs against what it replaces, as ratios in one run, equality checked before time.
 
-    python benchmarks/speed.py [--photos 800] [--rounds 5] [--skip-sd]
+    python benchmarks/speed.py [--photos 1000] [--rounds 5] [--only convert|mini|sd]
 
 convert: whole processes, in turn, against the sequential Pillow loop over the same photos. encode: from the first
 batch to the last commit, against the bare forwards of the same model over the same pixels, already in memory.
@@ -125,19 +125,23 @@ def encode_against_forwards(name: str, model: str, images: Path, work: Path, cou
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=int, default=800)
+    parser.add_argument("--photos", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--skip-sd", action="store_true", help="leave out the SD-sized VAE, which takes minutes")
+    parser.add_argument("--only", choices=("convert", "mini", "sd"), help="only this one; sd takes minutes")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         make_photos(work / "photos", args.photos)
-        convert_against_loop(work / "photos", work, args.rounds)
-        encode_against_forwards("mini", "mini", work / "ours", work, min(args.photos, 320), args.rounds)
-        if not args.skip_sd:
+        if args.only in (None, "convert"):
+            convert_against_loop(work / "photos", work, args.rounds)
+        images = work / "images"
+        latentmill.convert(work / "photos", images, resolution="256x256", transform="center-crop-dhariwal")
+        if args.only in (None, "mini"):
+            encode_against_forwards("mini", "mini", images, work, min(args.photos, 160), args.rounds)
+        if args.only in (None, "sd"):
             torch.manual_seed(0)
             AutoencoderKL(**SD_VAE).save_pretrained(work / "sd")
-            encode_against_forwards("SD-sized", str(work / "sd"), work / "ours", work, 16, min(args.rounds, 3))
+            encode_against_forwards("SD-sized", str(work / "sd"), images, work, 16, min(args.rounds, 3))
 
 
 if __name__ == "__main__":
