@@ -351,13 +351,45 @@ def test_every_image_changed_is_no_other_source(photos: Path, tmp_path: Path) ->
     assert latentmill.encode(photos, tmp_path / "out", **ENCODE).computed == 12
 
 
-@pytest.mark.parametrize("name", ["latentmill-index.jsonl", "00000/img-mean-std-00000003.npy"])
-def test_a_damaged_dataset_is_not_built_upon(photos: Path, tmp_path: Path, name: str) -> None:
+def test_a_dataset_without_its_index_is_not_built_upon(photos: Path, tmp_path: Path) -> None:
     dest = tmp_path / "out"
     latentmill.encode(photos, dest, **ENCODE)
-    (dest / name).unlink()
+    (dest / "latentmill-index.jsonl").unlink()
     sorted(photos.rglob("*.jpg"))[0].unlink()
     with pytest.raises(DestinationError, match=r"missing.*--overwrite"):
         latentmill.encode(photos, dest, **ENCODE)
     latentmill.encode(photos, dest, **ENCODE, overwrite=True)
     assert not latentmill.verify(dest).problems
+
+
+@pytest.mark.parametrize("lost", ["out/00000/img-mean-std-00000003.npy", "img/00000/img00000003.png"])
+def test_a_lost_file_is_made_again_by_the_next_update(photos: Path, tmp_path: Path, lost: str) -> None:
+    dest, images = tmp_path / "out", tmp_path / "img"
+    latentmill.encode(photos, dest, **ENCODE, images=images)
+    (tmp_path / lost).unlink()
+    sorted(photos.rglob("*.jpg"))[0].unlink()
+    result = latentmill.encode(photos, dest, **ENCODE, images=images)
+    assert result.changes is not None and result.changes.compute == 1 and result.changes.keep == 10
+    assert not latentmill.verify(dest, images).problems
+    latentmill.encode(photos, tmp_path / "fresh", **ENCODE, images=tmp_path / "fresh-img")
+    assert contents(dest) == contents(tmp_path / "fresh") and contents(images) == contents(tmp_path / "fresh-img")
+
+
+def test_a_changed_file_is_mended_by_a_check_of_the_digests(photos: Path, tmp_path: Path) -> None:
+    dest = tmp_path / "out"
+    latentmill.encode(photos, dest, **ENCODE)
+    before = contents(dest)
+    file = dest / "00000" / "img-mean-std-00000003.npy"
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    assert latentmill.verify(dest).problems
+    assert latentmill.encode(photos, dest, **ENCODE, check="digest").computed == 1
+    assert contents(dest) == before
+
+
+def test_all_photos_replaced_in_a_chain_of_convert_and_encode(photos: Path, tmp_path: Path) -> None:
+    crop = {"resolution": "32x32", "transform": "center-crop", "num_workers": 1}
+    for seed in (0, 7):
+        make_photos(photos, 12, seed=seed)
+        latentmill.convert(photos, tmp_path / "img", **crop)
+        latentmill.encode(tmp_path / "img", tmp_path / "out", model_url="fake")
+    assert not latentmill.verify(tmp_path / "out", tmp_path / "img").problems

@@ -147,6 +147,14 @@ def test_batch_size_and_threads_are_those_of_the_plan(photos: Path, tmp_path: Pa
     assert (fingerprint["batch_size"], fingerprint["threads"]) == (3, 5)
 
 
+def test_an_overwriting_job_that_was_cut_off_goes_on(photos: Path, tmp_path: Path) -> None:
+    dest = tmp_path / "out"
+    latentmill.encode(photos, dest, **ENCODE)
+    new = {**ENCODE, "resolution": "16x16", "batch_size": 4}
+    done = begin(photos, dest, **new, overwrite=True)
+    assert latentmill.encode(photos, dest, **new).computed == 12 - done < 12
+
+
 @pytest.mark.parametrize(("seconds", "images"), [(0.5, 40), (6.0, 4), (1000.0, 4)])
 def test_shards_are_sized_by_measured_speed_so_that_a_kill_costs_little(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, images: int

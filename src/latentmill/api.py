@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from latentmill.config import ConvertSettings, DecodeSettings, EncodeSettings, ImageSettings, validated
 from latentmill.decoding import image_size
 from latentmill.destination import stored_fingerprint
-from latentmill.errors import ConfigError, DestinationError, SampleError, SourceError
+from latentmill.errors import ConfigError, DestinationError, ModelError, SampleError, SourceError
 from latentmill.estimate import Estimate, fitted, probe_sizes
 from latentmill.finish import Description
 from latentmill.formats.containers import Container, container
@@ -22,11 +24,14 @@ from latentmill.job import Job
 from latentmill.loading import ImageLoad, LatentLoad
 from latentmill.outcome import Event, Result, Tell, quiet
 from latentmill.records import Listing, SampleRef
-from latentmill.registry import FAKE
+from latentmill.registry import FAKE, MINI
 from latentmill.sources.images import ImageSource, LatentSource
 from latentmill.stages import EncoderSpec
 from latentmill.system import usable_cores
 from latentmill.worker import Output
+
+if TYPE_CHECKING:
+    from latentmill.encoders.models import ResolvedModel
 
 _DEFAULT_ENCODE_BATCH = 8
 _PROBE_IMAGES = 8
@@ -73,7 +78,7 @@ def encode(source: str | Path, dest: str | Path, *, tell: Tell = quiet, **settin
     """
     chosen = validated(EncodeSettings, {"source": source, "dest": dest, **settings})
     place = _destination(chosen.source, chosen.dest)
-    images = ImageSource(chosen.source, numbering=chosen.transform == "none" and chosen.resolution is None)
+    images = ImageSource(chosen.source, numbering=True)
     listing = images.listing(chosen.max_images)
     load = _image_load(chosen, images, listing)
     made_with: dict[str, Value] = {} if chosen.overwrite else stored_fingerprint(place)
@@ -92,7 +97,7 @@ def encode(source: str | Path, dest: str | Path, *, tell: Tell = quiet, **settin
     tell(Event("plan", f"{info.name}: {_model_line(info)}; {device}"))
     estimate = Estimate.for_encode(listing.count, latent, load.result_size, place.path, chosen.images is not None)
     estimate.announce(tell)
-    return Job(
+    job = Job(
         source=images,
         load=load,
         encoder=spec,
@@ -106,7 +111,9 @@ def encode(source: str | Path, dest: str | Path, *, tell: Tell = quiet, **settin
         check=chosen.check,
         overwrite=chosen.overwrite,
         tell=tell,
-    ).run(_announced(listing, tell))
+    )
+    with _torch_given_back():
+        return job.run(_announced(listing, tell))
 
 
 def _latent_info(chosen: EncodeSettings, size: tuple[int, int], info: ModelInfo) -> LatentInfo:
@@ -128,6 +135,7 @@ def _latent_fingerprint(
     return {
         **_pixel_fingerprint(chosen),
         "vae_weights": info.weights_sha256,
+        "vae_config": info.config_sha256,
         "device": getattr(spec, "device", "cpu").partition(":")[0],
         "dtype": chosen.dtype,
         "pixel_range": list(chosen.pixel_range),
@@ -157,7 +165,6 @@ def decode(source: str | Path, dest: str | Path, *, tell: Tell = quiet, **settin
 
     settings: the fields of `config.DecodeSettings`. Raises LatentmillError.
     """
-    from latentmill.encoders.models import resolve
     from latentmill.encoders.vae import DecoderSpec, VaeSpec, choose_device
 
     chosen = validated(DecodeSettings, {"source": source, "dest": dest, **settings})
@@ -166,10 +173,7 @@ def decode(source: str | Path, dest: str | Path, *, tell: Tell = quiet, **settin
     if metadata is None or metadata.latent is None or metadata.model is None:
         raise SourceError(f"{chosen.source} holds no latents that latentmill made (no latentmill.json of that kind)")
     info = metadata.model
-    if chosen.model_url is None:
-        model = resolve(info.name, info.revision if "/" in info.name else None, info.subfolder)
-    else:
-        model = resolve(chosen.model_url)
+    model = _decoding_model(info, chosen.model_url)
     if model.info.weights_sha256 != info.weights_sha256:
         tell(Event("warning", f"{model.info.name} is not the model that made these latents (its weights differ)"))
     latents = LatentSource(chosen.source)
@@ -179,7 +183,7 @@ def decode(source: str | Path, dest: str | Path, *, tell: Tell = quiet, **settin
     spec = DecoderSpec(VaeSpec(model, device, "float32", metadata.latent.pixel_range, "mean", 0, "float32", threads))
     height, width = (side * info.downscale_factor for side in metadata.latent.shape[1:])
     fingerprint: dict[str, Value] = {"decoded_by": model.info.weights_sha256, "batch_size": chosen.batch_size}
-    return Job(
+    job = Job(
         source=latents,
         load=LatentLoad(info.latent_channels),
         encoder=spec,
@@ -193,7 +197,38 @@ def decode(source: str | Path, dest: str | Path, *, tell: Tell = quiet, **settin
         check=chosen.check,
         overwrite=chosen.overwrite,
         tell=tell,
-    ).run(_announced(listing, tell))
+    )
+    with _torch_given_back():
+        return job.run(_announced(listing, tell))
+
+
+def _decoding_model(info: ModelInfo, given: str | None) -> ResolvedModel:
+    """The model that is given, or the very one that made the latents."""
+    from latentmill.encoders.models import resolve
+
+    if given is not None:
+        return resolve(given)
+    if info.is_local and not Path(info.name).is_dir():
+        raise ModelError(
+            f"these latents were made with a model in the folder {info.name}, which is not here: --model-url"
+        )
+    model = resolve(info.name, None if info.is_local or info.name == MINI else info.revision, info.subfolder)
+    if model.info.weights_sha256 != info.weights_sha256:
+        raise ModelError(
+            f"{info.name} has other weights than when it made these latents. Name the model with --model-url"
+        )
+    return model
+
+
+@contextmanager
+def _torch_given_back() -> Iterator[None]:
+    """Leave the caller's PyTorch as it was, if the job used it."""
+    try:
+        yield
+    finally:
+        vae = sys.modules.get("latentmill.encoders.vae")
+        if vae is not None:
+            vae.restore_torch()
 
 
 def _destination(source: Path, dest: Path) -> Container:

@@ -76,5 +76,5 @@ class Background:
             self._waiting.popleft().result()
 
     def close(self) -> None:
-        """Stop after the job that is running; what waits is dropped."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """Stop after what is queued; behind a job that failed, nothing more is run."""
+        self._pool.shutdown(wait=True)

@@ -12,15 +12,12 @@ from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from latentmill.errors import LatentmillError
 from latentmill.terminal import Display, err, out, shown, summarise
-
-if TYPE_CHECKING:
-    pass
 
 _TABLE_WIDTH = 120
 EXIT_FOUND, EXIT_FAILED, EXIT_REJECTS, EXIT_STOPPED = 1, 2, 3, 130

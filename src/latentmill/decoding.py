@@ -27,6 +27,8 @@ DEFAULT_MAX_PIXELS = 178_956_970
 # Kinds that are drawn by an outside program, or that only hold data: never opened.
 _NOT_RASTER = frozenset({"EPS", "WMF", "PDF", "BUFR", "GRIB", "HDF5", "MPEG", "FPX", "MIC"})
 _EXIF_ORIENTATION = 0x0112
+_PNG_BIT_DEPTH = 24  # offset in the file: a field of the header that every PNG begins with
+_TIFF_BITS_PER_SAMPLE = 258
 # One of these stands in every JPEG that has an orientation; Pillow takes XMP's where EXIF has none.
 _ORIENTATION_MARKS = (b"Exif\0\0", b"tiff:Orientation")
 _START_OF_SCAN = 0xDA
@@ -179,7 +181,7 @@ def _decode_with_pillow(data: bytes, exif: str, alpha: str, max_pixels: int) -> 
                 notes.append(TRANSPARENT)
             if image.mode == "CMYK":
                 notes.append(CMYK)
-            if image.mode in _SIXTEEN_BIT_MODES:
+            if image.mode in _SIXTEEN_BIT_MODES or _sample_bits(image, data) == 16:
                 notes.append(SIXTEEN_BIT)
             if TRANSPARENT in notes and alpha != "drop":
                 layer = image.convert("RGBA")
@@ -188,6 +190,14 @@ def _decode_with_pillow(data: bytes, exif: str, alpha: str, max_pixels: int) -> 
             return np.asarray(image.convert("RGB")), tuple(notes)
     except _PILLOW_ERRORS as error:
         raise SampleError("decode", _reason(error, "the image is damaged")) from error
+
+
+def _sample_bits(image: Image.Image, data: bytes) -> int:
+    """Bits a channel in the file, where Pillow gives 8-bit pixels of a 16-bit PNG or TIFF all the same; else 0."""
+    if image.format == "PNG":
+        return data[_PNG_BIT_DEPTH]
+    bits = getattr(image, "tag_v2", {}).get(_TIFF_BITS_PER_SAMPLE, 0)
+    return max(bits) if isinstance(bits, tuple) and bits else 0
 
 
 def _reason(error: Exception, otherwise: str) -> str:

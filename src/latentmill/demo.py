@@ -11,11 +11,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from latentmill import api
 from latentmill.decoding import decode
-from latentmill.errors import DestinationError, LatentmillError
+from latentmill.errors import DestinationError, LatentmillError, SettingsChangedError
 from latentmill.files import write_errors
 from latentmill.formats.containers import Reader
 from latentmill.formats.metadata import index_rows
 from latentmill.formats.payload import png_pixels
+from latentmill.outcome import Result
 from latentmill.records import Array
 from latentmill.registry import MINI
 from latentmill.verification import verify
@@ -35,9 +36,9 @@ def run(dest: Path, say: Callable[[str], None]) -> None:
     photos, images, latents, decoded = (dest / name for name in ("photos", "images", "vae-mini", "decoded"))
     _copy_photos(photos)
     say(f"[bold]1. convert[/]  {photos} → {images}")
-    api.convert(photos, images, resolution=_RESOLUTION, transform=_TRANSFORM)
+    _made(api.convert, photos, images, resolution=_RESOLUTION, transform=_TRANSFORM)
     say(f"[bold]2. encode[/]   {images} → {latents} with mini, a small VAE for trying and testing only")
-    api.encode(images, latents, model_url=MINI)
+    _made(api.encode, images, latents, model_url=MINI)
     say(f"[bold]3. verify[/]   {latents} against {images}")
     report = verify(latents, images)
     if report.problems:
@@ -45,7 +46,7 @@ def run(dest: Path, say: Callable[[str], None]) -> None:
     say(f"            sound: {report.files} files, {report.summary}")
     say(f"[bold]4. load[/]     {_load_line(latents, images)}")
     say(f"[bold]5. decode[/]   {latents} → {decoded}")
-    api.decode(latents, decoded)
+    _made(api.decode, latents, decoded)
     picture = dest / "demo.png"
     mean_psnr = _draw(photos, images, decoded, picture)
     say(f"            mean PSNR of the reconstructions: {mean_psnr:.1f} dB")
@@ -56,6 +57,14 @@ def run(dest: Path, say: Callable[[str], None]) -> None:
         "--transform center-crop-dhariwal\n"
         "  latentmill encode --source data/images --dest data/vae-sd"
     )
+
+
+def _made(command: Callable[..., Result], source: Path, dest: Path, **settings: str) -> None:
+    """Run a command; what an earlier version of a library or of `mini` made is made anew."""
+    try:
+        command(source, dest, **settings)
+    except SettingsChangedError:
+        command(source, dest, overwrite=True, **settings)
 
 
 def _copy_photos(dest: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
-from latentmill.errors import DestinationError, LatentmillError
+from latentmill.errors import DestinationError, LatentmillError, SourceError
 from latentmill.files import digest_lines, remove_tree, replace_text, write_errors
 from latentmill.formats.containers import Container
 from latentmill.formats.metadata import (
@@ -37,8 +38,17 @@ def stored_fingerprint(place: Container) -> dict[str, Value]:
     return metadata.fingerprint if metadata else {}
 
 
-def refuse_foreign(place: Container) -> None:
-    """Refuse a destination that holds anything that latentmill did not write."""
+def refuse_foreign(place: Container, overwrite: bool = False) -> None:
+    """Refuse a destination that holds anything that latentmill did not write, or, unless to overwrite, damaged."""
+    if not place.is_zip or zipfile.is_zipfile(place.path):
+        try:
+            Metadata.read_beside(place.path)
+        except SourceError as error:
+            if overwrite:
+                return
+            raise DestinationError(f"{error}. --overwrite makes the dataset anew") from error
+    elif place.exists() and not place.work.exists():
+        raise DestinationError(f"the destination is no zip archive, and latentmill did not make it: {place.path}")
     if place.exists() and Metadata.read_beside(place.path) is None and not place.work.exists():
         what = "is a zip that" if place.is_zip else "is not empty and"
         raise DestinationError(f"the destination {what} latentmill did not make: {place.path}. Choose another")
@@ -165,14 +175,21 @@ def locked(places: Sequence[Container]) -> Iterator[None]:
 
 @contextmanager
 def _locked(place: Container) -> Iterator[None]:
+    """Hold one destination's lock, in its work folder, which a job that ended meanwhile may have taken away."""
+    path = place.work / _LOCK
     with write_errors(place.path):
-        place.work.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(place.work / _LOCK)
-    with write_errors(place.path):
-        try:
-            lock.acquire(timeout=_LOCK_SECONDS)
-        except Timeout as error:
-            raise DestinationError(f"another latentmill process is writing to {place.path}") from error
+        while True:
+            place.work.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(path)
+            try:
+                lock.acquire(timeout=_LOCK_SECONDS)
+            except Timeout as error:
+                raise DestinationError(f"another latentmill process is writing to {place.path}") from error
+            except FileNotFoundError:
+                continue
+            if path.exists():
+                break
+            lock.release()
     try:
         yield
     finally:

@@ -93,7 +93,7 @@ class _Labels:
 
     def __init__(self, path: Path) -> None:
         self.path, self.complete, self.count = path, True, 0
-        self.file = path.open("w")
+        self.file = path.open("w", newline="\n")
         self.file.write('{"labels": [')
 
     def add(self, name: str, label: int | None) -> None:
@@ -117,9 +117,9 @@ def finish(
         folders = {o.name: o.container.work / "finish" for o in outputs}
         for folder in folders.values():
             folder.mkdir(parents=True, exist_ok=True)
-        index = {n: stack.enter_context((f / INDEX_JSONL).open("w")) for n, f in folders.items()}
+        index = {n: stack.enter_context((f / INDEX_JSONL).open("w", newline="\n")) for n, f in folders.items()}
         labels = {n: _Labels(f / DATASET_JSON) for n, f in folders.items()}
-        rejects = stack.enter_context((work / "rejects").open("w"))
+        rejects = stack.enter_context((work / "rejects").open("w", newline="\n"))
         for outcome in plan.outcomes():
             tally.add(outcome)
             if outcome.stage:
@@ -149,7 +149,7 @@ def _reject_json(outcome: Outcome) -> str:
 
 
 def _metadata(output: Output, description: Description, plan: Plan, tally: Tally, index: Path) -> Metadata:
-    with index.open() as lines:
+    with index.open(newline="\n") as lines:
         index_digest = digest_lines(lines)
     return Metadata(
         kind=output.layout.kind,

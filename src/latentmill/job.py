@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 from latentmill.config import FailureLimit
 from latentmill.destination import (
@@ -49,7 +50,7 @@ from latentmill.manifest import (
     write_plan,
 )
 from latentmill.outcome import Event, Result
-from latentmill.records import Listing, Outcome, SampleRef
+from latentmill.records import Listing, Outcome, SampleRef, StoredFile
 from latentmill.runners.local import run_local
 from latentmill.shift import SHIFTED, SHIFTING, shift
 from latentmill.sources.images import ImageSource
@@ -57,7 +58,7 @@ from latentmill.stages import EncoderSpec, Load
 from latentmill.worker import Output, Task
 
 SHARD_SECONDS = 20.0  # a kill costs at most this much of each worker's time, and the commit that was under way
-_MAX_SHARD_IMAGES = 8192
+_MAX_SHARD_IMAGES = 2048  # a worker holds the outcomes of one shard
 _SHARDS_PER_WORKER = 4  # so that small datasets keep every worker busy to the end
 
 
@@ -96,7 +97,7 @@ class Job:
         """Bring the outputs to where a fresh run over `listing` would. Raises LatentmillError."""
         started = time.monotonic()
         for place in self.places:
-            refuse_foreign(place)
+            refuse_foreign(place, self.overwrite)
         with locked(self.places):
             if self.overwrite or any(map(being_cleared, self.places)):
                 clear(self.places)
@@ -227,7 +228,18 @@ class Job:
                 return False
 
         match = match_by_digest if listing.knows_digests else match_by_key
-        return lambda refs, earlier: match(refs, earlier, same)
+        return lambda refs, earlier: match(refs, self._still_there(earlier), same)
+
+    def _still_there(self, earlier: Iterator[Kept]) -> Iterator[Kept]:
+        """Earlier results; one whose file is gone or changed counts as unread, so that it is computed again.
+
+        A change is seen by size, with `check` "digest" by content.
+        """
+        roots = {output.name: output.container.path for output in self.outputs}
+        for item in earlier:
+            files = () if any(place.is_zip for place in self.places) else item.outcome.files.items()
+            whole = all(_is_whole(roots[name] / item.where[name], stored, self.check) for name, stored in files)
+            yield item if whole else item._replace(outcome=replace(item.outcome, digest="", stage="read"))
 
     def _write(self, listing: Listing, source_digest: str) -> Plan:
         plan, _ = write_plan(
@@ -361,6 +373,13 @@ class Job:
             rejects=rejects if rejects.exists() else None,
             changes=changes,
         )
+
+
+def _is_whole(path: Path, stored: StoredFile, check: str) -> bool:
+    try:
+        return path.lstat().st_size == stored.size and (check != "digest" or digest(path.read_bytes()) == stored.digest)
+    except OSError:
+        return False
 
 
 def _shown(value: Value) -> str:

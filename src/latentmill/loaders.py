@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +30,8 @@ def load(
     """Open a dataset of latents, and the images they pair with, for training.
 
     normalize: "factor" gives `(z - shift_factor) * scaling_factor` as diffusers defines it (REPA, SiT, DiT);
-    "channel" gives `(z - mean) / std` with the set's own per-channel statistics (EDM2); "none" gives z.
+    "channel" gives `(z - mean) / std` with the set's own per-channel statistics (EDM2 multiplies that by 0.5, its
+    sigma_data); "none" gives z.
     posterior: z is a fresh draw from the stored moments at every access, or their mean.
     Raises SourceError or ConfigError.
     """
@@ -41,7 +43,8 @@ class LatentDataset(Dataset[dict[str, Any]]):
 
     A sample is a dict: `moments` float32 (2C, h, w), as stored (only where moments are stored); `latent` float32
     (C, h, w), normalised; `image` uint8 (3, H, W), only with images; `label` int (-1 where there is none); `key` str.
-    Draws use PyTorch's global generator, which a DataLoader seeds anew for every worker and epoch.
+    Draws use PyTorch's global generator, which a DataLoader seeds anew for every worker and epoch; give ranks
+    different seeds where their draws should differ.
     """
 
     def __init__(self, latents: Path, images: Path | None, normalize: Normalize, posterior: Posterior) -> None:
@@ -132,16 +135,12 @@ def _columns(path: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], by
 def _check_pairs(latents: Path, images: Path) -> None:
     """Refuse images that are not those of the latents: by number, and by what both say they were made from."""
     _metadata(images, "images")
-    theirs = {row["index"]: row for row in index_rows(images) if "name" in row}
-    count = 0
-    for row in index_rows(latents):
-        if "name" not in row:
-            continue
-        count += 1
-        image = theirs.get(row["index"])
-        if image is None:
-            raise SourceError(f"{row['name']} has no image in {images}")
-        if row["source"] not in (image["digest"], image["source"]):
-            raise SourceError(f"{row['name']} was made from other bytes than {image['name']} in {images}")
-    if count != len(theirs):
-        raise SourceError(f"{images} holds {len(theirs):,} images, {latents} {count:,} latents: they are no pair")
+    ours = (row for row in index_rows(latents) if "name" in row)
+    theirs = (row for row in index_rows(images) if "name" in row)
+    for latent, image in zip_longest(ours, theirs):  # both are in order of number
+        if image is None or (latent is not None and latent["index"] < image["index"]):
+            raise SourceError(f"{latent['name']} has no image in {images}")
+        if latent is None or image["index"] < latent["index"]:
+            raise SourceError(f"{image['name']} has no latent in {latents}")
+        if latent["source"] not in (image["digest"], image["source"]):
+            raise SourceError(f"{latent['name']} was made from other bytes than {image['name']} in {images}")

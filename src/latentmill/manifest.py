@@ -216,9 +216,7 @@ def write_plan(
                 kept.write(writer.keep(ref, old, name_of))
                 continue
             if old is not None:
-                writer.drop += 1
-                writer.dropped_key = old.outcome.ref.key
-                dropped.write(_kept_line(old))
+                dropped.write(writer.discard(old))
             if ref is not None:
                 samples.write(writer.compute(ref))
     plan = Plan(
@@ -243,9 +241,12 @@ class _PlanWriter:
         self.shards: list[tuple[int, int]] = []
         self.offset = self.listed = self.kept = self.rename = self.drop = self.redo = 0
         self.dropped_key = ""
+        self.computed: set[str] = set()  # keys, until anything is kept
 
     def compute(self, ref: SampleRef) -> bytes:
         self.redo += ref.key == self.dropped_key
+        if not self.kept:
+            self.computed.add(ref.key)
         row = [ref.index, ref.key, ref.stat, ref.label, ref.where, ref.digest, ref.fault]
         line = json.dumps(row, separators=(",", ":")).encode() + b"\n"
         if not self.shards or self.shards[-1][1] == self.shard_size:
@@ -254,11 +255,18 @@ class _PlanWriter:
         self.offset += len(line)
         return line
 
+    def discard(self, old: Kept) -> bytes:
+        self.drop += 1
+        self.dropped_key = old.outcome.ref.key
+        self.redo += self.dropped_key in self.computed
+        return _kept_line(old)
+
     def keep(self, ref: SampleRef, old: Kept, name_of: Callable[[str, int], str]) -> bytes:
         files = {
             output: replace(stored, name=name_of(output, ref.index)) for output, stored in old.outcome.files.items()
         }
         self.kept += 1
+        self.computed.clear()
         self.rename += any(files[output].name != where for output, where in old.where.items())
         return _kept_line(Kept(replace(old.outcome, ref=ref, files=files), old.where))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 import zlib
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,7 @@ def _check_names(reader: Reader, metadata: Metadata, stored: list[dict[str, Any]
     report.files = len(names)
     for name in sorted(set(names) - expected - _OWN_FILES):
         report.add(name, "is a stray file: the index does not know it")
-    for name in sorted(name for name in set(names) if names.count(name) > 1) if len(names) != len(set(names)) else ():
+    for name in sorted(name for name, count in Counter(names).items() if count > 1):
         report.add(name, "is in the archive more than once")
     layout = _layout(metadata)
     for row in stored:

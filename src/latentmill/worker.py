@@ -78,14 +78,18 @@ def run_shards(task: Task, shards: Iterable[int], emit: Emit, encoder: Encoder |
     ahead = max(2 * task.batch_size, 2 * task.load_threads)
     loaded = prefetched(lambda ref: _attempt(task, ref), refs(), task.load_threads, ahead)
     behind = Background(_WRITE_AHEAD)
+    uncommitted: list[ShardSink] = []
     try:
         for first in loaded:
             shard, count = started.popleft()
-            run_shard(task, shard, chain([first], islice(loaded, count - 1)), encoder, behind, emit)
+            samples = chain([first], islice(loaded, count - 1))
+            run_shard(task, shard, samples, encoder, behind, uncommitted, emit)
         behind.drain()
     finally:
         loaded.close()  # type: ignore[attr-defined]
         behind.close()
+        for sink in uncommitted:
+            sink.abort()
 
 
 def run_shard(
@@ -94,41 +98,42 @@ def run_shard(
     loaded: Iterator[Sample | Outcome],
     encoder: Encoder | None,
     behind: Background,
+    uncommitted: list[ShardSink],
     emit: Emit,
 ) -> None:
-    """One shard, from loaded images to its ledger entry; writing and the commit are queued on `behind`."""
+    """One shard, from loaded images to its ledger entry; writing and the commit are queued on `behind`.
+
+    Its sinks stand in `uncommitted` until they are committed, for the caller to abort whatever goes wrong.
+    """
     clock = _Clock()
     outcomes: list[Outcome] = []
-    sinks = {o.name: o.container.sink(shard, task.plan.publish) for o in task.outputs}
+    sinks: dict[str, ShardSink] = {}
+    for output in task.outputs:
+        sinks[output.name] = output.container.sink(shard, task.plan.publish)
+        uncommitted.append(sinks[output.name])
 
     def write(batch: list[Sample | Outcome], results: dict[int, Encoded | SampleError]) -> None:
-        with clock.time("write"), _aborting(sinks.values()):
+        with clock.time("write"):
             settled = [_store(task.outputs, sinks, item, results) for item in batch]
         outcomes.extend(settled)
         emit(Progress(len(settled), sum(bool(o.stage) for o in settled), sum(o.skipped for o in settled)))
 
     def commit() -> None:
-        with _aborting(sinks.values()):
-            with clock.time("commit"):
-                for sink in sinks.values():
-                    sink.commit()
-            report = _report(shard, outcomes, clock)
-            task.plan.commit(report, outcomes)
+        with clock.time("commit"):
+            for sink in sinks.values():
+                sink.commit()
+                uncommitted.remove(sink)
+        report = _report(shard, outcomes, clock)
+        task.plan.commit(report, outcomes)
         emit(report)
 
-    try:
-        for batch in _timed(batched(loaded, task.batch_size), clock):
-            samples = [item for item in batch if isinstance(item, Sample)]
-            with clock.time("encode"):
-                encoded = encoder.encode(samples) if encoder and samples else [None] * len(samples)
-            results = {s.ref.index: r for s, r in zip(samples, encoded, strict=True) if r is not None}
-            behind.submit(lambda batch=batch, results=results: write(batch, results))  # type: ignore[misc]
-        behind.submit(commit)
-    except BaseException:
-        behind.close()
-        for sink in sinks.values():
-            sink.abort()
-        raise
+    for batch in _timed(batched(loaded, task.batch_size), clock):
+        samples = [item for item in batch if isinstance(item, Sample)]
+        with clock.time("encode"):
+            encoded = encoder.encode(samples) if encoder and samples else [None] * len(samples)
+        results = {s.ref.index: r for s, r in zip(samples, encoded, strict=True) if r is not None}
+        behind.submit(lambda batch=batch, results=results: write(batch, results))  # type: ignore[misc]
+    behind.submit(commit)
 
 
 def _attempt(task: Task, ref: SampleRef) -> Sample | Outcome:
@@ -163,16 +168,6 @@ def _store(
         files[output.name] = sinks[output.name].write(output.layout.name(item.ref.index), output.layout.to_bytes(array))
     notes = item.notes + (result.notes if result else ())
     return Outcome(item.ref, item.digest, notes, files, result.sums if result else ())
-
-
-@contextmanager
-def _aborting(sinks: Iterable[ShardSink]) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        for sink in sinks:
-            sink.abort()
-        raise
 
 
 def _timed(batches: Iterator[list[Sample | Outcome]], clock: _Clock) -> Iterator[list[Sample | Outcome]]:

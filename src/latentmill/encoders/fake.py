@@ -18,6 +18,7 @@ FAKE_INFO = ModelInfo(
     name="fake",
     class_name="fake",
     weights_sha256="none",
+    config_sha256="none",
     latent_channels=4,
     downscale_factor=_FACTOR,
     scaling_factor=1.0,

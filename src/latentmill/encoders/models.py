@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 from dataclasses import dataclass
 from importlib.resources import as_file, files
@@ -31,7 +32,7 @@ def resolve(name: str, revision: str | None = None, subfolder: str | None = None
         with as_file(files("latentmill") / "assets" / "mini") as folder:
             return _described(folder, MINI, None, None)
     if Path(name).is_dir():
-        return _described(_inside(Path(name), subfolder), name, revision, subfolder)
+        return _described(_inside(Path(name), subfolder), name, revision, subfolder, is_local=True)
     entry = MODELS.get(name)
     repository = entry.repository if entry else name
     if repository.count("/") != 1 or repository.startswith((".", "/")) or Path(name).exists():
@@ -94,7 +95,9 @@ def _download(repository: str, revision: str | None, subfolder: str | None) -> P
         raise ModelError(f"could not download {repository}: {' '.join(str(error).split())[:300]}") from error
 
 
-def _described(folder: Path, name: str, revision: str | None, subfolder: str | None) -> ResolvedModel:
+def _described(
+    folder: Path, name: str, revision: str | None, subfolder: str | None, is_local: bool = False
+) -> ResolvedModel:
     config = _config(folder, name)
     class_name = config.get("_class_name", _CLASS)
     if class_name != _CLASS:
@@ -119,12 +122,19 @@ def _described(folder: Path, name: str, revision: str | None, subfolder: str | N
             subfolder=subfolder,
             class_name=_CLASS,
             weights_sha256="+".join(sums),
+            config_sha256=_config_digest(config),
+            is_local=is_local,
             latent_channels=channels,
             downscale_factor=2 ** (len(levels) - 1),
             scaling_factor=float(config.get("scaling_factor", 0.18215)),  # type: ignore[arg-type]
             shift_factor=None if shift is None else float(shift),  # type: ignore[arg-type]
         ),
     )
+
+
+def _config_digest(config: dict[str, object]) -> str:
+    told = {key: value for key, value in config.items() if not key.startswith("_")}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def _config(folder: Path, name: str) -> dict[str, object]:

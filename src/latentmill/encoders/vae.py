@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import torch
     from diffusers import AutoencoderKL
 
+_before: list[tuple[int, bool, bool, bool, bool]] = []
 _LOG_VARIANCE_LIMITS = (-30.0, 20.0)  # as diffusers' DiagonalGaussianDistribution clamps them
 
 
@@ -108,7 +110,7 @@ class VaeEncoder:
         """uint8 NHWC 0..255 -> float32 (N, 2C, h, w): posterior mean, then standard deviation."""
         import torch
 
-        with torch.inference_mode():
+        with torch.inference_mode(), _out_of_memory(len(pixels)):
             batch = to_input(pixels, self.spec.pixel_range).to(self.device, vae.dtype)
             parameters = vae.encode(batch).latent_dist.parameters.float()
             mean, log_variance = parameters.chunk(2, dim=1)
@@ -162,6 +164,19 @@ def channel_sums(values: Array, std: Array) -> tuple[float, ...]:
     return tuple(float(f"{value:.9g}") for part in parts for value in part)
 
 
+@contextmanager
+def _out_of_memory(batch_size: int) -> Iterator[None]:
+    import torch
+
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise ModelError(
+            f"a batch of {batch_size} does not fit in the device's memory: use a smaller --batch-size (with "
+            "--overwrite, since it may change the last digits), --dtype bfloat16, or --device cpu"
+        ) from error
+
+
 def to_input(pixels: Array, pixel_range: tuple[float, float]) -> torch.Tensor:
     """uint8 NHWC 0..255 -> float32 NCHW in `pixel_range`.
 
@@ -177,6 +192,15 @@ def prepare_device(name: str, threads: int) -> torch.device:
     """The device, set up so that the same input gives the same bytes. Raises ModelError where it is not there."""
     import torch
 
+    _before.append(
+        (
+            torch.get_num_threads(),
+            torch.backends.cudnn.benchmark,
+            torch.backends.cudnn.deterministic,
+            torch.backends.cudnn.allow_tf32,
+            torch.backends.cuda.matmul.allow_tf32,
+        )
+    )
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
@@ -187,6 +211,19 @@ def prepare_device(name: str, threads: int) -> torch.device:
     if name == "mps" and not torch.backends.mps.is_available():
         raise ModelError("device mps is not there. Use --device cpu")
     return torch.device(name)
+
+
+def restore_torch() -> None:
+    """Give back PyTorch's settings as they were before `prepare_device`: they are the whole process's."""
+    import torch
+
+    while _before:
+        threads, benchmark, deterministic, cudnn_tf32, matmul_tf32 = _before.pop()
+        torch.set_num_threads(threads)
+        torch.backends.cudnn.benchmark = benchmark
+        torch.backends.cudnn.deterministic = deterministic
+        torch.backends.cudnn.allow_tf32 = cudnn_tf32
+        torch.backends.cuda.matmul.allow_tf32 = matmul_tf32
 
 
 def choose_device(name: str) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from latentmill.errors import DestinationError
-from latentmill.files import append_file, digest, remove_tree, sync_filesystem, sync_folder, write_errors
+from latentmill.files import append_file, digest, remove_tree, replace_text, sync_filesystem, sync_folder, write_errors
 from latentmill.formats.metadata import METADATA_JSON, WORK_FOLDER
 from latentmill.formats.stored_zip import DirectoryWriter, local_header
 from latentmill.records import StoredFile
@@ -171,9 +171,7 @@ class ZipContainer:
         return int(count), int(size)
 
     def _note_absorbed(self, count: int, size: int) -> None:
-        temporary = self.work / "absorbed.tmp"
-        temporary.write_text(f"{count} {size}")
-        temporary.replace(self.work / "absorbed")
+        replace_text(self.work / "absorbed", f"{count} {size}")
 
     def finish(self, members: dict[str, Path], files: Iterable[StoredFile]) -> None:
         """Add the metadata members and the directory of all `files` (in order), and put the zip in place."""

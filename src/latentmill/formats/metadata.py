@@ -27,6 +27,7 @@ REJECTS_JSONL = "latentmill-rejects.jsonl"
 REPORT_JSON = "latentmill-report.json"
 WORK_FOLDER = ".latentmill"  # in a dataset that is being made; beside a zip, NAME.zip.latentmill
 
+_MAX_BESIDE_BYTES = 1 << 30  # labels of ten million images; a small zip may claim more
 _READ_ERRORS = (OSError, EOFError, zipfile.BadZipFile, zlib.error)  # of a member of a folder or a zip
 Value = str | int | float | bool | None | list[float]
 
@@ -36,13 +37,18 @@ class _Record(BaseModel):
 
 
 class ModelInfo(_Record):
-    """The VAE. Factors as diffusers defines them: a trainer uses `(latent - shift_factor) * scaling_factor`."""
+    """The VAE. Factors as diffusers defines them: a trainer uses `(latent - shift_factor) * scaling_factor`.
+
+    config_sha256: of config.json without the keys that begin with an underscore. is_local: `name` is a folder.
+    """
 
     name: str
     revision: str | None = None
     subfolder: str | None = None
     class_name: str
     weights_sha256: str
+    config_sha256: str
+    is_local: bool = False
     latent_channels: int
     downscale_factor: int
     scaling_factor: float
@@ -136,21 +142,26 @@ def read_beside(path: Path, name: str) -> bytes | None:
         if stream is None:
             return None
         with stream:
-            return stream.read()
+            data = stream.read(_MAX_BESIDE_BYTES + 1)
+        if len(data) > _MAX_BESIDE_BYTES:
+            raise SourceError(f"{name} in {path} is over {_MAX_BESIDE_BYTES:,} bytes, which is not believed")
+        return data
     except _READ_ERRORS as error:
         raise SourceError(f"{name} in {path} cannot be read: {str(error) or type(error).__name__}") from error
 
 
 def open_beside(path: Path, name: str) -> IO[bytes] | None:
-    """A metadata file of a folder or a zip, to read; None where it is not there or the zip cannot be read."""
+    """A metadata file of a folder or a zip, to read; None where it is not there. Raises SourceError when damaged."""
     if path.is_dir():
         file = path / name
         return file.open("rb") if file.is_file() else None
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.open(name)
-    except (OSError, KeyError, RuntimeError, zipfile.BadZipFile):
+    except (KeyError, FileNotFoundError, NotADirectoryError):
         return None
+    except (*_READ_ERRORS, RuntimeError, NotImplementedError) as error:
+        raise SourceError(f"{name} in {path} cannot be read: {str(error) or type(error).__name__}") from error
 
 
 def index_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -170,7 +181,7 @@ def read_labels(text: bytes, where: str) -> dict[str, int]:
     """Labels by name of a `dataset.json`; empty where they are null or empty. Raises SourceError when malformed."""
     try:
         table = json.loads(text)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SourceError(f"{where} is not JSON: {error}") from error
     labels = table.get("labels") if isinstance(table, dict) else table
     if isinstance(table, dict) and not labels:

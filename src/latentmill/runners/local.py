@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -35,8 +36,9 @@ def run_local(task: Task, shards: Sequence[int], workers: int, emit: Emit) -> No
     for _ in range(workers):
         tasks.put(None)
     processes = [context.Process(target=_work, args=(task, tasks, events, os.getpid())) for _ in range(workers)]
-    for process in processes:
-        process.start()
+    with _without_main():
+        for process in processes:
+            process.start()
     try:
         _follow(processes, events, emit)
     finally:
@@ -51,6 +53,24 @@ def run_local(task: Task, shards: Sequence[int], workers: int, emit: Emit) -> No
 def _start_method() -> str:
     """fork where it is safe: it starts a worker in milliseconds. PyTorch's threads do not survive it."""
     return "fork" if sys.platform == "linux" and "torch" not in sys.modules else "spawn"
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Keep a spawned worker from running the caller's script again, of which it needs nothing.
+
+    A script without a `__main__` guard would otherwise start its own job anew in every worker.
+    """
+    main = sys.modules["__main__"]
+    kept = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)}
+    try:
+        if "__file__" in kept:
+            del main.__file__
+        main.__spec__ = None
+        yield
+    finally:
+        for name, value in kept.items():
+            setattr(main, name, value)
 
 
 def _follow(processes: list[BaseProcess], events: Any, emit: Emit) -> None:
@@ -76,7 +96,7 @@ def _follow(processes: list[BaseProcess], events: Any, emit: Emit) -> None:
 
 
 def _death(code: int | None) -> str:
-    if code == -signal.SIGKILL:
+    if code == -getattr(signal, "SIGKILL", 9):
         return (
             "a worker process was killed by the system, most likely for want of memory. Use fewer --num-workers or a "
             "smaller --batch-size, and run the same command again to go on"

@@ -16,7 +16,15 @@ from typing import Any
 from latentmill.decoding import source_extensions
 from latentmill.errors import SampleError, SourceError
 from latentmill.files import printable
-from latentmill.formats.metadata import DATASET_JSON, WORK_FOLDER, Metadata, index_rows, read_beside, read_labels
+from latentmill.formats.metadata import (
+    DATASET_JSON,
+    REJECTS_JSONL,
+    WORK_FOLDER,
+    Metadata,
+    index_rows,
+    read_beside,
+    read_labels,
+)
 from latentmill.formats.repa import converted_number
 from latentmill.formats.stored_zip import read_member
 from latentmill.records import Listing, SampleRef
@@ -71,17 +79,18 @@ class ImageSource:
             raise SourceError(f"the source does not exist: {self.path}")
         if not self.path.is_dir() and not self.is_zip:
             raise SourceError(f"the source must be a folder or a .zip. Found: {self.path}")
-        if (self.path / WORK_FOLDER).is_dir():
+        if any(inner.name != "lock" for inner in (self.path / WORK_FOLDER).glob("*")):
             raise SourceError(f"the source is still being made: first let the command that makes {self.path} end")
         warnings: list[str] = []
         found = self._list_zip() if self.is_zip else self._list_folder(warnings)
         found.entries.sort()  # NUL sorts before all else, so this is the order of the keys
         if not found.entries:
-            raise SourceError(f"the source holds no images: {self.path} (an image has an extension that Pillow knows)")
+            raise SourceError(f"the source holds no images: {self.path} ({self._instead()})")
         metadata = Metadata.read_beside(self.path)
         label_of, classes = self._labels(found, metadata, warnings)
         number_of = self._numbering(found)
         digests = self._known_digests(metadata)
+        self._refuse_stray(found, metadata, digests)
         count = len(found.entries) if max_images is None else min(max_images, len(found.entries))
 
         def refs() -> Iterator[SampleRef]:
@@ -92,6 +101,15 @@ class ImageSource:
                 yield SampleRef(number_of(position, key), key, stat, label_of(key), where, digests.get(key, ""), fault)
 
         return Listing(count, classes, warnings, bool(digests), refs)
+
+    def _instead(self) -> str:
+        """What a source without images holds, as far as that can be told."""
+        metadata = Metadata.read_beside(self.path)
+        if metadata is None:
+            return "an image has an extension that Pillow knows"
+        if metadata.kind == "latents":
+            return "it holds latents: see `latentmill decode`"
+        return f"every image of it was rejected when it was made: see {REJECTS_JSONL}"
 
     def read(self, ref: SampleRef) -> bytes:
         """The bytes of one image. Raises SampleError (stage `read`, or `list` for what listing found)."""
@@ -140,10 +158,11 @@ class ImageSource:
     def _list_folder(self, warnings: list[str]) -> _Found:
         found = _Found()
         loops: list[str] = []
+        prefix = len(os.path.join(self.path, ""))  # noqa: PTH118 - with its separator
         for path, entry in _walk(str(self.path), loops):
             if not _is_image(entry.name):
                 continue
-            key = os.path.relpath(path, self.path).replace(os.sep, "/")
+            key = path[prefix:].replace(os.sep, "/")
             try:
                 stat = entry.stat()
                 fault = "" if S_ISREG(stat.st_mode) else "not a file"  # a pipe would be waited for without end
@@ -154,6 +173,16 @@ class ImageSource:
             shown = ", ".join(map(printable, loops[:3])) + (f" and {len(loops) - 3} more" if len(loops) > 3 else "")
             warnings.append(f"links not followed, since they lead back to a parent folder: {shown}")
         return found
+
+    def _refuse_stray(self, found: _Found, metadata: Metadata | None, digests: dict[str, str]) -> None:
+        """A file that is not the dataset's own would get a number, and shift or unlabel all others."""
+        if not self.numbering or metadata is None or metadata.kind != "images":
+            return
+        stray = next((key for key in found.each_key() if key not in digests), None)
+        if stray is not None:
+            raise SourceError(
+                f"{printable(stray)} is a stray file in {self.path}, whose index does not know it: remove it"
+            )
 
     def _numbering(self, found: _Found) -> Callable[[int, str], int]:
         if self.numbering and all(converted_number(key) is not None for key in found.each_key()):
@@ -169,6 +198,12 @@ class ImageSource:
             missing = len(given.keys() - set(found.each_key()))
             if missing:
                 warnings.append(f"{DATASET_JSON} names {missing:,} files that the source does not hold")
+            without = next((key for key in found.each_key() if key not in given), None)
+            if without is not None:
+                warnings.append(
+                    f"{DATASET_JSON} gives no label to {printable(without)}, and perhaps others: while one image has "
+                    "none, the result has no labels at all"
+                )
             return given.get, metadata.classes if metadata else None
         if self.is_zip or metadata is not None:
             return lambda key: None, None
