@@ -231,6 +231,11 @@ def _torch_given_back() -> Iterator[None]:
             vae.restore_torch()
 
 
+def is_dataset(path: Path) -> bool:
+    """Whether latentmill made what lies there."""
+    return Metadata.read_beside(path) is not None
+
+
 def _destination(source: Path, dest: Path) -> Container:
     place = container(dest)
     inner, outer = dest.resolve(), source.resolve()

@@ -275,13 +275,14 @@ def demo(
 def run_job(command: str, values: dict[str, Any]) -> None:
     """Run one of the jobs of `api` with settings as options gave them, and exit by its outcome."""
     settings = {name: str(value) if isinstance(value, StrEnum) else value for name, value in values.items()}
+    source = settings.pop("source")
 
     def job() -> int:
         from latentmill import api
 
         with Display(command) as display:
-            result = getattr(api, command)(settings.pop("source"), settings.pop("dest"), tell=display.tell, **settings)
-        summarise(command, result)
+            result = getattr(api, command)(source, settings.pop("dest"), tell=display.tell, **settings)
+        summarise(command, result, Path(source))
         return EXIT_REJECTS if result.rejected else 0
 
     _guarded(job)

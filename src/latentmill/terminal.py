@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -25,8 +26,9 @@ def shown(value: object) -> str:
     return escape(printable(str(value)))
 
 
-def summarise(command: str, result: Result) -> None:
+def summarise(command: str, result: Result, source: Path) -> None:
     """One screen: what was made, what was left out and why, how long it took, where things are."""
+    from latentmill.api import is_dataset
     from latentmill.estimate import human
 
     if result.already_done:
@@ -41,6 +43,11 @@ def summarise(command: str, result: Result) -> None:
         out.print(f"  {count:,} {note}")
     if result.rejected:
         out.print(f"  [yellow]{result.rejected:,} rejected[/]: {shown(result.rejects)}")
+        if command == "encode" and is_dataset(source):
+            out.print(
+                f"  [yellow]{shown(source)} now holds images without a latent[/]: trainers that pair by position need "
+                "pairs; encode from the photos with --images to get them"
+            )
     out.print(f"  report: {shown(result.report)}")
 
 
