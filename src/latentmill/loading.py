@@ -35,7 +35,8 @@ class ImageLoad:
         if (width, height) != self.result_size:
             raise ConfigError(
                 f"the images differ in size: {ref.key} is {width}x{height}, the first is "
-                f"{self.result_size[0]}x{self.result_size[1]}. Give a --resolution WxH (and a --transform)"
+                f"{self.result_size[0]}x{self.result_size[1]}. Give a --resolution WxH and a "
+                "--transform (and --overwrite, if the job had begun)"
             )
         return Sample(ref, np.ascontiguousarray(cropped), "", notes)
 
