@@ -58,7 +58,7 @@ from latentmill.stages import EncoderSpec, Load
 from latentmill.worker import Output, Task
 
 SHARD_SECONDS = 20.0  # a kill costs at most this much of each worker's time, and the commit that was under way
-_MAX_SHARD_IMAGES = 2048  # a worker holds the outcomes of one shard
+_MAX_SHARD_IMAGES = 1024  # a worker holds the outcomes of one shard
 _SHARDS_PER_WORKER = 4  # so that small datasets keep every worker busy to the end
 
 

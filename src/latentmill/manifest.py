@@ -203,7 +203,7 @@ def write_plan(
     remove_tree(folder)
     with write_errors(folder):
         (folder / "shards").mkdir(parents=True)
-    writer = _PlanWriter(shard_size)
+    writer = _PlanWriter(shard_size, update=earlier is not None)
     with (
         replacing(folder / "samples.jsonl") as samples,
         replacing(folder / "kept.jsonl") as kept,
@@ -236,16 +236,16 @@ def write_plan(
 class _PlanWriter:
     """Counts while a plan is written, and cuts what is to be computed into shards."""
 
-    def __init__(self, shard_size: int) -> None:
-        self.shard_size = shard_size
+    def __init__(self, shard_size: int, update: bool) -> None:
+        self.shard_size, self.update = shard_size, update
         self.shards: list[tuple[int, int]] = []
         self.offset = self.listed = self.kept = self.rename = self.drop = self.redo = 0
         self.dropped_key = ""
-        self.computed: set[str] = set()  # keys, until anything is kept
+        self.computed: set[str] = set()  # keys, in an update until anything is kept
 
     def compute(self, ref: SampleRef) -> bytes:
         self.redo += ref.key == self.dropped_key
-        if not self.kept:
+        if self.update and not self.kept:
             self.computed.add(ref.key)
         row = [ref.index, ref.key, ref.stat, ref.label, ref.where, ref.digest, ref.fault]
         line = json.dumps(row, separators=(",", ":")).encode() + b"\n"
