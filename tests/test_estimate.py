@@ -41,11 +41,10 @@ def test_it_is_reduced_until_it_fits_and_no_further(
     assert 1 <= fewer[1] <= batch_size
     warned = any("fewer images in flight" in text for text in texts(events, "warning"))
     assert warned == (fewer != (workers, batch_size))
-    if available is None or estimate.memory(workers, batch_size) <= SAFE_SHARE * available:
-        assert fewer == (workers, batch_size)
-    elif fewer != (1, 1):
-        assert estimate.memory(*fewer) <= SAFE_SHARE * available
-        assert estimate.memory(fewer[0] + (fewer[1] == 1), 2 * fewer[1]) > SAFE_SHARE * available
+    halved = [batch_size >> times for times in range(batch_size.bit_length())]
+    steps = [(workers, size) for size in halved] + [(count, 1) for count in range(workers - 1, 0, -1)]
+    limit = float("inf") if available is None else SAFE_SHARE * available
+    assert fewer == next((step for step in steps if estimate.memory(*step) <= limit), (1, 1))
 
 
 def test_batches_are_reduced_before_workers(monkeypatch: pytest.MonkeyPatch) -> None:
