@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from latentmill.batching import ByCount
 from latentmill.formats.containers import container
 from latentmill.formats.repa import ImageLayout, LatentLayout
 from latentmill.loading import ImageLoad
-from latentmill.manifest import write_plan
+from latentmill.planning import ShardSize, write_plan
 from latentmill.sources.images import ImageSource
 from latentmill.worker import Output, Task
 
@@ -190,17 +191,19 @@ def task_for(photos: Path, *places: Path, load: Any = None, encoder: Any = None,
     """What a runner gets: a plan over `photos` in shards of 4, into images; with an encoder, latents before them."""
     source = ImageSource(photos)
     containers = [container(place) for place in places]
+    batch_size = settings.setdefault("batch_size", 2)
     plan, _ = write_plan(
         containers[0].work,
-        source.listing().refs(),
+        source.listing(),
+        ByCount(batch_size),
+        lambda size=settings.pop("shard_size", 4): ShardSize(size),
         fingerprint={},
-        source_digest="",
-        classes=None,
-        shard_size=settings.pop("shard_size", 4),
+        layouts={},
+        asked_digest="",
     )
     assert plan is not None
     outputs = [Output("images", ImageLayout(), containers[-1], encoded=False)]
     if encoder is not None:
         outputs.insert(0, Output("latents", LatentLayout(), containers[0], encoded=True))
     load = load or ImageLoad("none", (32, 32), "ignore", "drop", (32, 32))
-    return Task(plan, source, load, encoder, tuple(outputs), **{"batch_size": 2, "load_threads": 2, **settings})
+    return Task(plan, source, load, encoder, tuple(outputs), **{"load_threads": 2, **settings})

@@ -19,13 +19,14 @@ from subprocess import CompletedProcess
 import numpy as np
 import pytest
 
-from latentmill.encoders.models import resolve
+from latentmill.encoders.models import resolve, resolve_text
 from latentmill.encoders.vae import VaeSpec
 from latentmill.errors import ModelError
-from latentmill.registry import MODELS
+from latentmill.registry import DEFAULT_TEXT_MODEL, MODELS, TEXT_MODELS
 from support import DATA, TINY_VAE, cli
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+TINY_T5 = DATA / "models" / "tiny-t5"
 
 
 def refusal(name: object, **options: str) -> str:
@@ -145,6 +146,72 @@ def test_models_lists_them_with_their_figures() -> None:
     assert re.search(r"^mini .*testing only", shown.stdout, re.M)
 
 
+# text encoders
+
+
+def text_refusal(name: object) -> str:
+    with pytest.raises(ModelError) as refused:
+        resolve_text(str(name))
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def test_short_names_of_text_encoders() -> None:
+    assert TEXT_MODELS[DEFAULT_TEXT_MODEL].repository == "PixArt-alpha/pixart_sigma_sdxlvae_T5_diffusers"
+    assert {entry.width for entry in TEXT_MODELS.values()} == {4096}
+    message = text_refusal("pixart-sigma")
+    assert "no model is called 'pixart-sigma'" in message
+    assert "Did you mean pixart-sigma-t5?" in message
+    for way in (*TEXT_MODELS, "mini", "owner/name", "text_encoder/ and tokenizer/"):
+        assert way in message
+
+
+def test_a_text_encoder_is_described_by_its_files(tmp_path: Path) -> None:
+    model = resolve_text(str(TINY_T5))
+    assert (model.folder_encoder, model.folder_tokenizer) == (TINY_T5 / "text_encoder", TINY_T5 / "tokenizer")
+    info = model.info
+    assert (info.class_name, info.width, info.is_local) == ("T5EncoderModel", 64, True)
+    weights = TINY_T5 / "text_encoder" / "model.safetensors"
+    assert info.weights_sha256 == hashlib.sha256(weights.read_bytes()).hexdigest()
+    names = ("spiece.model", "tokenizer.json", "tokenizer_config.json")
+    tokenizer = b"".join((TINY_T5 / "tokenizer" / name).read_bytes() for name in names)
+    assert info.tokenizer_sha256 == hashlib.sha256(tokenizer).hexdigest()
+
+    copy = tmp_path / "t5"
+    shutil.copytree(TINY_T5, copy)
+    (copy / "tokenizer" / "README.md").write_text("no part of a tokenizer")
+    assert resolve_text(str(copy)).info == info.model_copy(update={"name": str(copy)})
+    (copy / "tokenizer" / "special_tokens_map.json").write_text("{}")
+    assert resolve_text(str(copy)).info.tokenizer_sha256 != info.tokenizer_sha256
+
+
+def test_folders_that_are_no_text_encoder_say_what_is_missing(tmp_path: Path) -> None:
+    def copied_t5(name: str, *without: str, **config: object) -> Path:
+        folder = tmp_path / name
+        shutil.copytree(TINY_T5, folder)
+        for path in without:
+            (folder / path).unlink()
+        file = folder / "text_encoder" / "config.json"
+        if file.is_file():
+            file.write_text(json.dumps(json.loads(file.read_text()) | config))
+        return folder
+
+    assert "no text_encoder/config.json and no config.json" in text_refusal(copied_t5("a", "text_encoder/config.json"))
+    weightless = copied_t5("b", "text_encoder/model.safetensors")
+    assert "no weights: it needs model.safetensors" in text_refusal(weightless)
+    (weightless / "text_encoder" / "pytorch_model.bin").write_bytes(b"\x80\x04cos\nsystem\n(S'false'\ntR.")
+    assert "only pickled weights, which latentmill never loads" in text_refusal(weightless)
+    assert "is a clip_text_model; captions are encoded with a T5EncoderModel" in text_refusal(
+        copied_t5("c", model_type="clip_text_model")
+    )
+    assert "is a AutoencoderKL" in text_refusal(TINY_VAE)
+    assert "lacks d_model" in text_refusal(copied_t5("d", d_model=None))
+    bare = copied_t5("e", "tokenizer/spiece.model", "tokenizer/tokenizer.json")
+    assert "no tokenizer: it needs spiece.model or tokenizer.json in tokenizer/" in text_refusal(bare)
+    assert "no tokenizer" in text_refusal(bare / "text_encoder")
+    assert "no text_encoder/config.json" in text_refusal(tmp_path)
+
+
 # the hub
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -180,16 +247,16 @@ class Hub(BaseHTTPRequestHandler):
                 return self.refuse(404, "RevisionNotFound")
             info = {"id": match[1], "modelId": match[1], "sha": COMMIT, "siblings": [], "private": False, "tags": []}
             return self.answer(200, json.dumps(info).encode(), Content_Type="application/json")
-        if re.fullmatch(rf"/api/models/there/\w+/tree/{COMMIT}", path):
+        if match := re.fullmatch(rf"/api/models/there/(\w+)/tree/{COMMIT}", path):
             files = [
-                {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": self.etag(file)}
-                for file in self.files()
+                {"type": "file", "path": name, "size": file.stat().st_size, "oid": self.etag(file)}
+                for name, file in self.files(match[1]).items()
             ]
             return self.answer(200, json.dumps(files).encode(), Content_Type="application/json")
         if match := re.fullmatch(rf"/there/(\w+)/resolve/{COMMIT}/(.+)", path):
             if match[1] == "gated" and not known:
                 return self.refuse(401, "GatedRepo")
-            (file,) = [file for file in self.files() if file.name == match[2]]
+            file = self.files(match[1])[match[2]]
             return self.answer(200, file.read_bytes(), ETag=f'"{self.etag(file)}"', X_Repo_Commit=COMMIT)
         if path.startswith("/api/models/broken/"):
             return self.answer(503)
@@ -202,8 +269,13 @@ class Hub(BaseHTTPRequestHandler):
     def do_CONNECT(self) -> None:
         self.answer(407)
 
-    def files(self) -> list[Path]:
-        return [TINY_VAE / "config.json", TINY_VAE / WEIGHTS, DATA / "README.md"]
+    def files(self, repository: str) -> dict[str, Path]:
+        """By their path in the repository: that of a VAE, of a text encoder, or of one with pickled weights alone."""
+        vae = {name: TINY_VAE / name for name in ("config.json", WEIGHTS)}
+        text = {path.relative_to(TINY_T5).as_posix(): path for path in TINY_T5.rglob("*.*")}
+        flat = {path.rpartition("/")[2]: file for path, file in text.items() if not path.endswith(".safetensors")}
+        extra = dict.fromkeys(("README.md", "pytorch_model.bin", "tokenizer/notes.md"), DATA / "README.md")
+        return {"text": text, "pickled": flat}.get(repository, vae) | extra
 
     def etag(self, file: Path) -> str:
         return hashlib.sha1(file.read_bytes()).hexdigest()
@@ -344,3 +416,35 @@ def test_a_download_is_used_and_then_found_offline(hub: ThreadingHTTPServer, pho
     asked = len(hub.asked)
     assert resolved("there/tiny", **variables | {"HF_HUB_OFFLINE": "1"}) == COMMIT
     assert len(hub.asked) == asked
+
+
+def found_text(name: str, **variables: str) -> str:
+    """As `resolved`, of a text encoder; what it is refused with is told too."""
+    code = (
+        "from latentmill.encoders.models import resolve_text; from latentmill.errors import ModelError\n"
+        f"try: model = resolve_text({name!r}); print(model.info.revision, model.folder_tokenizer.name)\n"
+        "except ModelError as error: print(error)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env={**os.environ, **variables}
+    )
+    assert found.returncode == 0, found.stderr
+    return found.stdout.strip()
+
+
+def test_of_a_text_encoder_only_what_is_needed_is_downloaded(hub: ThreadingHTTPServer, tmp_path: Path) -> None:
+    before = len(hub.asked)
+    variables = environment(hub, tmp_path)
+    assert found_text("there/text", **variables) == f"{COMMIT} tokenizer"
+    fetched = {path.partition(COMMIT)[2] for path in hub.asked[before:] if "/resolve/" in path}
+    assert fetched == {
+        *("/text_encoder/config.json", "/text_encoder/model.safetensors"),
+        *("/tokenizer/spiece.model", "/tokenizer/tokenizer.json", "/tokenizer/tokenizer_config.json"),
+    }
+    assert found_text("there/text", **variables | {"HF_HUB_OFFLINE": "1"}) == f"{COMMIT} tokenizer"
+
+
+def test_a_repository_of_pickled_weights_alone_is_refused(hub: ThreadingHTTPServer, tmp_path: Path) -> None:
+    message = found_text("there/pickled", **environment(hub, tmp_path))
+    assert message.startswith("there/pickled has no safetensors weights, and latentmill never loads pickled ones")
+    assert not any("pytorch_model.bin" in path for path in hub.asked)

@@ -76,8 +76,8 @@ def test_batches_are_those_of_the_plan_however_many_threads_load(photos: Path, t
         encoder = Encoder()
         task = task_for(photos, tmp_path / f"o{threads}", tmp_path / f"i{threads}", encoder=encoder, batch_size=3,
                         load_threads=threads, shard_size=5)  # fmt: skip
-        run_shards(task, range(3), lambda event: None)
-        assert encoder.batches == [[0, 1, 2], [3, 4], [5, 6, 7], [8, 9], [10, 11]]
+        run_shards(task, range(len(task.plan.shards)), lambda event: None)
+        assert encoder.batches == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
 
 
 class NotFinite(Encoder):

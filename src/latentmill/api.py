@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
-from importlib.metadata import version
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from latentmill.batching import ByCount
+from latentmill.common import (
+    announced,
+    check_divisible,
+    model_line,
+    seconds_an_image,
+    series,
+    stored_int,
+    torch_given_back,
+    vae_spec,
+)
 from latentmill.config import ConvertSettings, DecodeSettings, EncodeSettings, ImageSettings, validated
 from latentmill.decoding import image_size
 from latentmill.destination import stored_fingerprint
@@ -19,14 +26,14 @@ from latentmill.estimate import Estimate, fitted, probe_sizes
 from latentmill.finish import Description
 from latentmill.formats.containers import Container, container
 from latentmill.formats.metadata import LatentInfo, Metadata, ModelInfo, Value
-from latentmill.formats.repa import ImageLayout, LatentLayout, Layout
+from latentmill.formats.repa import ImageLayout, LatentLayout
 from latentmill.job import Job
 from latentmill.loading import ImageLoad, LatentLoad
 from latentmill.outcome import Event, Result, Tell, quiet
 from latentmill.records import Listing, SampleRef
 from latentmill.registry import FAKE, MINI
 from latentmill.sources.images import ImageSource, LatentSource
-from latentmill.stages import EncoderSpec
+from latentmill.stages import EncoderSpec, Layout
 from latentmill.system import usable_cores
 from latentmill.worker import Output
 
@@ -59,6 +66,7 @@ def convert(source: str | Path, dest: str | Path, *, tell: Tell = quiet, **setti
         encoder=None,
         outputs=(output,),
         describe={"images": Description(_pixel_fingerprint(chosen), image_size=load.result_size)},
+        batching=ByCount(batch_size),
         batch_size=batch_size,
         load_threads=0,
         workers=workers,
@@ -67,7 +75,7 @@ def convert(source: str | Path, dest: str | Path, *, tell: Tell = quiet, **setti
         check=chosen.check,
         overwrite=chosen.overwrite,
         tell=tell,
-    ).run(_announced(listing, tell))
+    ).run(announced(listing, tell))
 
 
 def encode(source: str | Path, dest: str | Path, *, tell: Tell = quiet, **settings: Any) -> Result:
@@ -82,10 +90,10 @@ def encode(source: str | Path, dest: str | Path, *, tell: Tell = quiet, **settin
     listing = images.listing(chosen.max_images)
     load = _image_load(chosen, images, listing)
     made_with: dict[str, Value] = {} if chosen.overwrite else stored_fingerprint(place)
-    batch_size = chosen.batch_size or _stored_int(made_with, "batch_size") or _DEFAULT_ENCODE_BATCH
-    threads = chosen.threads or _stored_int(made_with, "threads") or usable_cores()
+    batch_size = chosen.batch_size or stored_int(made_with, "batch_size") or _DEFAULT_ENCODE_BATCH
+    threads = chosen.threads or stored_int(made_with, "threads") or usable_cores()
     spec, info = _encoder(chosen, threads)
-    _check_divisible(load.result_size, info)
+    check_divisible(load.result_size, info)
     latent = _latent_info(chosen, load.result_size, info)
     fingerprint = _latent_fingerprint(chosen, spec, info, batch_size, threads)
     outputs = [Output("latents", LatentLayout(chosen.store), place, encoded=True)]
@@ -94,7 +102,7 @@ def encode(source: str | Path, dest: str | Path, *, tell: Tell = quiet, **settin
         outputs.append(Output("images", ImageLayout(), _images_beside(chosen, place, load.result_size), encoded=False))
         describe["images"] = Description(_pixel_fingerprint(chosen), image_size=load.result_size)
     device = f"{threads} threads on {fingerprint['device']}, {chosen.dtype}"
-    tell(Event("plan", f"{info.name}: {_model_line(info)}; {device}"))
+    tell(Event("plan", f"{info.name}: {model_line(info)}; {device}"))
     estimate = Estimate.for_encode(listing.count, latent, load.result_size, place.path, chosen.images is not None)
     estimate.announce(tell)
     job = Job(
@@ -103,17 +111,18 @@ def encode(source: str | Path, dest: str | Path, *, tell: Tell = quiet, **settin
         encoder=spec,
         outputs=tuple(outputs),
         describe=describe,
+        batching=ByCount(batch_size),
         batch_size=batch_size,
         load_threads=chosen.num_workers or usable_cores(),
         workers=1,
         max_failures=chosen.max_failures,
-        measure=lambda refs: _measure_encoding(images, load, spec, refs),
+        measure=lambda refs: seconds_an_image(images, load, spec, refs),
         check=chosen.check,
         overwrite=chosen.overwrite,
         tell=tell,
     )
-    with _torch_given_back():
-        return job.run(_announced(listing, tell))
+    with torch_given_back():
+        return job.run(announced(listing, tell))
 
 
 def _latent_info(chosen: EncodeSettings, size: tuple[int, int], info: ModelInfo) -> LatentInfo:
@@ -145,7 +154,7 @@ def _latent_fingerprint(
         "threads": threads,
         "seed": chosen.seed if chosen.store == "sample" else None,
         "images": chosen.images is not None,
-        **{name: _series(name) for name in ("torch", "diffusers") if info.class_name != FAKE},
+        **{name: series(name) for name in ("torch", "diffusers") if info.class_name != FAKE},
     }
 
 
@@ -181,7 +190,7 @@ def decode(source: str | Path, dest: str | Path, *, tell: Tell = quiet, **settin
     threads = chosen.threads or usable_cores()
     device = choose_device(chosen.device)
     spec = DecoderSpec(VaeSpec(model, device, "float32", metadata.latent.pixel_range, "mean", 0, "float32", threads))
-    height, width = (side * info.downscale_factor for side in metadata.latent.shape[1:])
+    height, width = (side * info.downscale_factor for side in metadata.latent.fixed_shape[1:])
     fingerprint: dict[str, Value] = {"decoded_by": model.info.weights_sha256, "batch_size": chosen.batch_size}
     job = Job(
         source=latents,
@@ -189,6 +198,7 @@ def decode(source: str | Path, dest: str | Path, *, tell: Tell = quiet, **settin
         encoder=spec,
         outputs=(Output("images", ImageLayout(), place, encoded=True),),
         describe={"images": Description(fingerprint, image_size=(width, height), model=model.info)},
+        batching=ByCount(chosen.batch_size),
         batch_size=chosen.batch_size,
         load_threads=usable_cores(),
         workers=1,
@@ -198,8 +208,8 @@ def decode(source: str | Path, dest: str | Path, *, tell: Tell = quiet, **settin
         overwrite=chosen.overwrite,
         tell=tell,
     )
-    with _torch_given_back():
-        return job.run(_announced(listing, tell))
+    with torch_given_back():
+        return job.run(announced(listing, tell))
 
 
 def _decoding_model(info: ModelInfo, given: str | None) -> ResolvedModel:
@@ -220,17 +230,6 @@ def _decoding_model(info: ModelInfo, given: str | None) -> ResolvedModel:
     return model
 
 
-@contextmanager
-def _torch_given_back() -> Iterator[None]:
-    """Leave the caller's PyTorch as it was, if the job used it."""
-    try:
-        yield
-    finally:
-        vae = sys.modules.get("latentmill.encoders.vae")
-        if vae is not None:
-            vae.restore_torch()
-
-
 def is_dataset(path: Path) -> bool:
     """Whether latentmill made what lies there."""
     return Metadata.read_beside(path) is not None
@@ -244,12 +243,6 @@ def _destination(source: Path, dest: Path) -> Container:
     if outer in inner.parents and outer.is_dir():
         raise DestinationError(f"the destination {dest} lies inside the source, where it would be taken for images")
     return place
-
-
-def _announced(listing: Listing, tell: Tell) -> Listing:
-    for warning in listing.warnings:
-        tell(Event("warning", warning))
-    return listing
 
 
 def _image_load(chosen: ImageSettings, source: ImageSource, listing: Listing) -> ImageLoad:
@@ -279,12 +272,21 @@ def _check_square(size: tuple[int, int]) -> None:
         raise ConfigError(f"the side must be a power of two in the layout that trainers read. Found: {width}x{height}")
 
 
-def _check_divisible(size: tuple[int, int], info: ModelInfo) -> None:
-    if any(side % info.downscale_factor for side in size):
-        raise ConfigError(
-            f"{info.name} needs sides that are multiples of {info.downscale_factor}. Found: {size[0]}x{size[1]}; "
-            "give a --resolution"
-        )
+def _encoder(chosen: EncodeSettings, threads: int) -> tuple[EncoderSpec, ModelInfo]:
+    if chosen.model_url == FAKE and chosen.store != "moments":
+        raise ConfigError(f"the fake encoder stores moments only. Found: store {chosen.store}")
+    return vae_spec(
+        chosen.model_url,
+        chosen.revision,
+        chosen.subfolder,
+        device=chosen.device,
+        dtype=chosen.dtype,
+        pixel_range=chosen.pixel_range,
+        store=chosen.store,
+        seed=chosen.seed,
+        save_dtype=chosen.save_dtype,
+        threads=threads,
+    )
 
 
 def _pixel_fingerprint(chosen: ImageSettings) -> dict[str, Value]:
@@ -295,42 +297,8 @@ def _pixel_fingerprint(chosen: ImageSettings) -> dict[str, Value]:
         "exif": chosen.exif,
         "alpha": chosen.alpha,
         "max_pixels": chosen.max_pixels,
-        "pillow": _series("pillow"),
+        "pillow": series("pillow"),
     }
-
-
-def _series(package: str) -> str:
-    """Major and minor version: what may change results. Patch releases do not make a dataset stale."""
-    return ".".join(version(package).split("+")[0].split(".")[:2])
-
-
-def _stored_int(made_with: dict[str, Value], name: str) -> int | None:
-    value = made_with.get(name)
-    return value if isinstance(value, int) else None
-
-
-def _encoder(chosen: EncodeSettings, threads: int) -> tuple[EncoderSpec, ModelInfo]:
-    if chosen.model_url == FAKE:
-        from latentmill.encoders.fake import FAKE_INFO, FakeSpec
-
-        if chosen.store != "moments":
-            raise ConfigError(f"the fake encoder stores moments only. Found: store {chosen.store}")
-        return FakeSpec(chosen.save_dtype), FAKE_INFO
-    from latentmill.encoders.models import resolve
-    from latentmill.encoders.vae import VaeSpec, choose_device
-
-    model = resolve(chosen.model_url, chosen.revision, chosen.subfolder)
-    device = choose_device(chosen.device)
-    spec = VaeSpec(
-        model, device, chosen.dtype, chosen.pixel_range, chosen.store, chosen.seed, chosen.save_dtype, threads
-    )
-    return spec, model.info
-
-
-def _model_line(info: ModelInfo) -> str:
-    return f"{info.latent_channels} channels, factor {info.downscale_factor}, scaling {info.scaling_factor:g}" + (
-        f", shift {info.shift_factor:g}" if info.shift_factor is not None else ""
-    )
 
 
 def _measure(source: ImageSource, load: ImageLoad, layout: Layout, refs: Sequence[SampleRef]) -> float:
@@ -347,27 +315,6 @@ def _measure(source: ImageSource, load: ImageLoad, layout: Layout, refs: Sequenc
         times.append(time.perf_counter() - start)
     steady = times[1:] or times
     return sum(steady) / len(steady) if steady else 0.01
-
-
-def _measure_encoding(source: ImageSource, load: ImageLoad, spec: EncoderSpec, refs: Sequence[SampleRef]) -> float:
-    """Seconds that one image takes to encode alone: an upper bound, since batches are faster."""
-    for ref in refs[:_PROBE_IMAGES]:
-        try:
-            sample = load(ref, source.read(ref))
-        except SampleError:
-            continue
-        if sample is None:
-            continue
-        encoder = spec.open()
-        seconds = 0.0
-        for _ in range(2):  # the first may only warm up; a slow one need not be repeated
-            start = time.perf_counter()
-            encoder.encode([replace(sample, digest="0")])
-            seconds = time.perf_counter() - start
-            if seconds > 1:
-                break
-        return seconds
-    return 0.1
 
 
 __all__ = ["Event", "Result", "convert", "decode", "encode"]

@@ -1,22 +1,85 @@
-"""Order-keeping prefetch with a bound, and fixed-size batches."""
+"""How samples become batches, order-keeping prefetch with a bound, and a writer thread."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
-from typing import TypeVar
+from dataclasses import dataclass
+from itertools import groupby, islice
+from typing import Any, TypeVar
 
+from latentmill.records import SampleRef
+
+_MAX_COPIES = 1024  # captions in a batch, equal ones included: a shard's outcomes are held
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Lists of `size` items in order; the last may be shorter."""
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
+@dataclass(frozen=True)
+class ByCount:
+    """Batches of `size` samples, in the order of the listing."""
+
+    size: int
+    sorts = False
+
+    def key(self, ref: SampleRef) -> tuple[Any, ...]:
+        return ()
+
+    def cut(self, refs: Iterable[SampleRef]) -> Iterator[tuple[SampleRef, bool]]:
+        for position, ref in enumerate(refs):
+            yield ref, position % self.size == 0
+
+    def cost(self, ref: SampleRef) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True)
+class ByBucket:
+    """Batches of at most `size` samples of one bucket; `bucket_of` a source size, both (height, width)."""
+
+    size: int
+    bucket_of: Callable[[tuple[int, int]], tuple[int, int]]
+    sorts = True
+
+    def key(self, ref: SampleRef) -> tuple[Any, ...]:
+        return self.bucket_of(ref.size) if ref.size and not (ref.fault or ref.skip) else ()
+
+    def cut(self, refs: Iterable[SampleRef]) -> Iterator[tuple[SampleRef, bool]]:
+        for _, group in groupby(refs, key=self.key):
+            yield from ByCount(self.size).cut(group)
+
+    def cost(self, ref: SampleRef) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True)
+class ByTokens:
+    """Captions from long to short, equal ones side by side; a batch's distinct captions pad to at most `budget` tokens.
+
+    A caption longer than the budget is a batch of its own, and so is one with very many copies: those of one caption
+    lie in several batches only where nothing else lies there, so that their features cannot differ.
+    """
+
+    budget: int
+    sorts = True
+
+    def key(self, ref: SampleRef) -> tuple[Any, ...]:
+        return -ref.tokens, ref.caption
+
+    def cut(self, refs: Iterable[SampleRef]) -> Iterator[tuple[SampleRef, bool]]:
+        longest = distinct = count = 0
+        for _, group in groupby(refs, key=lambda ref: ref.caption):
+            copies = list(group)
+            full = count + len(copies) > _MAX_COPIES or (distinct + 1) * longest > self.budget
+            if not count or full:
+                longest, distinct, count = copies[0].tokens, 0, 0
+            for position, ref in enumerate(copies):
+                yield ref, (count + position) % _MAX_COPIES == 0
+            distinct, count = distinct + 1, count + len(copies)
+
+    def cost(self, ref: SampleRef) -> float:
+        return float(ref.tokens)
 
 
 def prefetched(function: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int) -> Iterator[Result]:

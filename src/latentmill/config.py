@@ -15,6 +15,7 @@ FAILURES_JUDGED_AFTER = 100  # images, for a limit in percent
 _SIZE = re.compile(r"(\d+)[x,](\d+)")
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _RANGES = {"-1,1": (-1.0, 1.0), "0,1": (0.0, 1.0)}
+_PATH_PART = re.compile(r"(?!\.)[^/\\\0]*")
 _PERCENT_OR_COUNT = re.compile(r"(\d+(?:\.\d+)?)(%?)")
 
 Transform = Literal["none", "center-crop", "center-crop-wide", "center-crop-dhariwal"]
@@ -70,6 +71,12 @@ def _range(value: object) -> object:
 def _device(value: object) -> object:
     if not _DEVICE.fullmatch(str(value)):
         raise ValueError("must be auto, cpu, mps, cuda or cuda:N")
+    return value
+
+
+def _suffix(value: object) -> object:
+    if not isinstance(value, str) or not _PATH_PART.fullmatch(value):
+        raise ValueError("must be a part of a folder's name, without / and not starting with a dot")
     return value
 
 
@@ -151,6 +158,82 @@ class EncodeSettings(ImageSettings):
     store: Literal["moments", "mean", "sample"] = "moments"
     seed: int = 0
     save_dtype: Literal["float32", "float16"] = "float32"
+
+
+class CaptionedSettings(_Settings):
+    """How a captioned source is read; see `sources.captioned`. images: the images' folder of a table."""
+
+    images: Path | None = None
+    caption_extension: str = ".txt"
+    multi_line: bool = False
+    path_column: str | None = None
+    caption_columns: dict[str, str] | list[str] | None = None
+    missing_caption: Literal["reject", "empty"] = "reject"
+
+
+class FeatureSettings(CaptionedSettings):
+    """What both of PixArt's jobs take. data_info: any captioned source. dest: the folder of the feature folders.
+
+    start_index, end_index: the rows that are wanted, [start, end); what other slices made is kept. threads: None takes
+    what the destination was begun with, else the usable cores. wait: for another process that writes to the same place.
+    """
+
+    data_info: Path
+    dest: Path
+    reader: Literal["multi", "single"] | None = None
+    suffix: Annotated[str, BeforeValidator(_suffix)] = ""
+    start_index: Annotated[int, Field(ge=0)] = 0
+    end_index: Annotated[int, Field(ge=0)] | None = None
+    threads: Positive | None = None
+    device: Device = "auto"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    max_failures: Limit = FailureLimit.parse("10%")
+    check: Literal["stat", "digest"] = "stat"
+    overwrite: bool = False
+    wait: bool = False
+
+
+class ImageFeatureSettings(FeatureSettings):
+    """VAE features. fit: None takes `stretch` for multi-scale, `cover` for single-scale.
+
+    batch_size: None takes what the destination was begun with, else what suits the resolution.
+    """
+
+    vae: str = "sdxl-vae-fp16-fix"
+    revision: str | None = None
+    subfolder: str | None = None
+    resolution: Positive = 512
+    multi_scale: bool = False
+    buckets: str = "reference"
+    fit: Literal["stretch", "cover", "pad"] | None = None
+    batch_size: Positive | Literal["auto"] | None = None
+    num_workers: Positive | None = None
+    pixel_range: PixelRange = (-1.0, 1.0)
+    save_dtype: Literal["float32", "float16"] = "float32"
+    tiling: Literal["auto", "always", "never"] = "auto"
+    exif: Literal["ignore", "apply"] = "ignore"
+    alpha: Literal["drop", "white", "black"] = "drop"
+    max_pixels: Positive = 178_956_970
+
+    @model_validator(mode="after")
+    def _check_single(self) -> Self:
+        if not self.multi_scale and self.buckets != "reference":
+            raise ValueError(f"buckets are of multi-scale features (--multi-scale). Found: buckets {self.buckets!r}")
+        return self
+
+
+class TextFeatureSettings(FeatureSettings):
+    """Text features. label: which of the captions. pad: store max_length positions, as the reference does.
+
+    token_budget: tokens a forward, padding included.
+    """
+
+    text_encoder: str = "pixart-sigma-t5"
+    text_revision: str | None = None
+    label: Annotated[str, BeforeValidator(_suffix)] = "prompt"
+    max_length: Annotated[int, Field(ge=2)] = 300
+    pad: bool = False
+    token_budget: Positive = 4096
 
 
 class DecodeSettings(JobSettings):

@@ -8,11 +8,15 @@ which then has the last word. The format is told by the content, never by the na
 from __future__ import annotations
 
 import io
+import os
 import struct
 import threading
 import warnings
 import zlib
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
+from io import BufferedReader
+from typing import Any
 
 import numpy as np
 import simplejpeg
@@ -32,6 +36,8 @@ _TIFF_BITS_PER_SAMPLE = 258
 # One of these stands in every JPEG that has an orientation; Pillow takes XMP's where EXIF has none.
 _ORIENTATION_MARKS = (b"Exif\0\0", b"tiff:Orientation")
 _START_OF_SCAN = 0xDA
+_PNG_LATE_KINDS = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")  # chunks with EXIF or XMP, which may follow the pixels
+_PNG_TAIL_BYTES = 1 << 16
 _SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 # What Pillow's plug-ins are seen to raise on damaged files.
 _PILLOW_ERRORS = (
@@ -88,6 +94,32 @@ def image_size(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS, *, exif: str =
     return (height, width) if exif == "apply" and _orientation(image) >= 5 else (width, height)
 
 
+def image_header(file: BufferedReader[Any], max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[tuple[int, int], int, str]:
+    """(height, width) as stored, EXIF orientation 1..8 and Pillow's name of the format, without decoding.
+
+    Of a TIFF, which Pillow itself turns upright as it decodes, the upright size and 1. Raises SampleError.
+    """
+    file.peek(1)  # reads ahead, while other threads may open theirs
+    image = _open(file, max_pixels)
+    with _OPENING, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        turned = 1 if image.format == "TIFF" else _orientation(image, _exif_of_header(image, file))
+        return (image.height, image.width), turned, image.format or ""
+
+
+def _exif_of_header(image: Image.Image, file: BufferedReader[Any]) -> Callable[[], Image.Exif]:
+    """How to read EXIF. Pillow decodes a whole PNG to look for it behind the pixels: only where something is there."""
+    if image.format != "PNG" or "exif" in image.info:
+        return image.getexif
+    at = file.tell()
+    file.seek(max(0, file.seek(0, os.SEEK_END) - _PNG_TAIL_BYTES))
+    tail = file.read()
+    file.seek(at)
+    if any(kind in tail for kind in _PNG_LATE_KINDS):
+        return image.getexif
+    return partial(Image.Image.getexif, image)
+
+
 def _check_pixels(width: int, height: int, max_pixels: int) -> None:
     if not width or not height:
         raise SampleError("decode", f"the image has no pixels ({width}x{height})")
@@ -130,10 +162,10 @@ def _scan_start(data: bytes) -> int:
     return len(data)
 
 
-def _orientation(image: Image.Image) -> int:
+def _orientation(image: Image.Image, getexif: Callable[[], Image.Exif] | None = None) -> int:
     """The EXIF orientation 1..8; 1 where there is none or it cannot be read."""
     try:
-        value = image.getexif().get(_EXIF_ORIENTATION, 1)
+        value = (getexif or image.getexif)().get(_EXIF_ORIENTATION, 1)
     except _PILLOW_ERRORS:
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
@@ -148,14 +180,14 @@ def _upright(pixels: Array, orientation: int) -> Array:
     return np.ascontiguousarray(pixels[::rows, ::columns])
 
 
-def _open(data: bytes, max_pixels: int) -> Image.Image:
+def _open(data: bytes | BufferedReader[Any], max_pixels: int) -> Image.Image:
     """Open by content; raises SampleError for what is not a picture, or is too large to decode."""
     with _OPENING, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # Pillow refuses what is over twice its limit. It must have one: an icon is decoded while it is opened.
         previous, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels
         try:
-            image = Image.open(io.BytesIO(data), formats=_openable())
+            image = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=_openable())
         except Image.DecompressionBombError as error:
             raise SampleError("decode", f"over the limit of {max_pixels:,} pixels (--max-pixels)") from error
         except _PILLOW_ERRORS as error:

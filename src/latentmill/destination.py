@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import chain
+from pathlib import Path
 from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
 from latentmill.errors import DestinationError, LatentmillError, SourceError
-from latentmill.files import digest_lines, remove_tree, replace_text, write_errors
+from latentmill.files import digest_lines, remove_empty_folders, remove_tree, replace_text, write_errors
 from latentmill.formats.containers import Container
+from latentmill.formats.layouts import layout_of
 from latentmill.formats.metadata import (
     DATASET_JSON,
     INDEX_JSONL,
@@ -20,8 +23,10 @@ from latentmill.formats.metadata import (
     REPORT_JSON,
     Metadata,
     Value,
+    index_rows,
     open_beside,
 )
+from latentmill.formats.pixart import EMPTY_CAPTION
 from latentmill.formats.repa import ImageLayout, LatentLayout
 from latentmill.manifest import current_plan
 
@@ -139,26 +144,50 @@ def _clear_data(place: Container) -> None:
     if place.is_zip:
         place.path.unlink(missing_ok=True)
         return
-    for name in (METADATA_JSON, INDEX_JSONL, DATASET_JSON):
+    (place.path / METADATA_JSON).unlink(missing_ok=True)  # not whole any more; the index goes last, it names the files
+    for file in chain(_named_files(place), _numbered_files(place)):
+        file.unlink(missing_ok=True)
+        remove_empty_folders(file.parent, place.path)
+    for name in (EMPTY_CAPTION, DATASET_JSON, INDEX_JSONL):
         (place.path / name).unlink(missing_ok=True)
+
+
+def _numbered_files(place: Container) -> Iterator[Path]:
+    """Files of the class-conditional layouts, which their names tell."""
     for folder in place.path.glob("[0-9]" * 5):
         for file in folder.iterdir():
             name = f"{folder.name}/{file.name}"
             if ImageLayout.member.fullmatch(name) or LatentLayout.member.fullmatch(name):
-                file.unlink()
-        with suppress(OSError):  # somebody else's file is in it
-            folder.rmdir()
+                yield file
+
+
+def _named_files(place: Container) -> Iterator[Path]:
+    """Files that the index, or the plan of an unfinished job, knows by name."""
+    with suppress(SourceError):  # a damaged index: what it names up to there
+        for row in index_rows(place.path):
+            if "name" in row:
+                yield place.path / row["name"]
+    with suppress(DestinationError):
+        plan = current_plan(place.work)
+        if plan is None:
+            return
+        for item in chain(plan.kept(), plan.dropped()):
+            yield from (place.path / name for name in item.where.values())
+        for layout in map(layout_of, plan.layouts.values()):
+            for shard in range(len(plan.shards)):
+                yield from (place.path / layout.name(ref.index, ref.key) for ref in plan.refs(shard))
 
 
 @contextmanager
-def locked(places: Sequence[Container]) -> Iterator[None]:
+def locked(places: Sequence[Container], tell_waiting: Callable[[str], None] | None = None) -> Iterator[None]:
     """Hold the destinations' locks: one job at a time writes there. Leaves no work folder that holds nothing.
 
-    That includes what a job left that was refused before it had a plan.
+    That includes what a job left that was refused before it had a plan. tell_waiting: wait for as long as another
+    process takes, and say so; None refuses after a few seconds.
     """
     with ExitStack() as locks:
         for place in places:
-            locks.enter_context(_locked(place))
+            locks.enter_context(_locked(place, tell_waiting))
         try:
             yield
         except LatentmillError:
@@ -173,8 +202,12 @@ def locked(places: Sequence[Container]) -> Iterator[None]:
                     remove_tree(place.work)
 
 
+def _said(text: str) -> None:
+    """Once is enough."""
+
+
 @contextmanager
-def _locked(place: Container) -> Iterator[None]:
+def _locked(place: Container, tell_waiting: Callable[[str], None] | None) -> Iterator[None]:
     """Hold one destination's lock, in its work folder, which a job that ended meanwhile may have taken away."""
     path = place.work / _LOCK
     with write_errors(place.path):
@@ -184,6 +217,10 @@ def _locked(place: Container) -> Iterator[None]:
             try:
                 lock.acquire(timeout=_LOCK_SECONDS)
             except Timeout as error:
+                if tell_waiting is not None:
+                    tell_waiting(f"waiting for another latentmill process that writes to {place.path}")
+                    tell_waiting = _said
+                    continue
                 raise DestinationError(f"another latentmill process is writing to {place.path}") from error
             except FileNotFoundError:
                 continue

@@ -45,7 +45,7 @@ class Estimate:
     def for_encode(
         cls, images: int, latent: LatentInfo, size: tuple[int, int], dest: Path, with_images: bool
     ) -> Estimate:
-        channels, height, width = latent.shape
+        channels, height, width = latent.fixed_shape
         stored = channels * height * width * (4 if latent.dtype == "float32" else 2) + _NPY_HEADER + _ROW_BYTES
         result = 3 * size[0] * size[1]
         return cls(images, 0, result, images * (stored + (result + _PNG_OVERHEAD if with_images else 0)), dest)
@@ -56,11 +56,16 @@ class Estimate:
         return workers * a_worker + _WORKER_BYTES
 
     def announce(self, tell: Tell) -> None:
-        free = free_disk(self.dest)
-        text = f"{self.images:,} images, output about {human(self.output_bytes)}"
-        tell(Event("plan", text + (f" ({human(free)} free)" if free is not None else "")))
-        if free is not None and self.output_bytes > free:
-            tell(Event("warning", f"the output of {human(self.output_bytes)} may not fit: {human(free)} are free"))
+        announce_output(f"{self.images:,} images", self.output_bytes, self.dest, tell)
+
+
+def announce_output(what: str, output_bytes: int, dest: Path, tell: Tell) -> None:
+    """Say what will be written, and warn where it may not fit on the disk."""
+    free = free_disk(dest)
+    text = f"{what}, output about {human(output_bytes)}"
+    tell(Event("plan", text + (f" ({human(free)} free)" if free is not None else "")))
+    if free is not None and output_bytes > free:
+        tell(Event("warning", f"the output of {human(output_bytes)} may not fit: {human(free)} are free"))
 
 
 def fitted(estimate: Estimate, workers: int, batch_size: int, tell: Tell) -> tuple[int, int]:

@@ -25,12 +25,25 @@ def digest(data: bytes | memoryview) -> str:
     return hashlib.sha256(data).hexdigest()[:_DIGEST_DIGITS]
 
 
-def digest_lines(lines: Iterable[str]) -> str:
+class LineDigest:
     """One digest over many short texts, each closed by a NUL."""
-    total = hashlib.sha256()
+
+    def __init__(self) -> None:
+        self._total = hashlib.sha256()
+
+    def add(self, line: str) -> None:
+        self._total.update(line.encode("utf-8", "surrogatepass") + b"\0")
+
+    def hex(self) -> str:
+        return self._total.hexdigest()[:_DIGEST_DIGITS]
+
+
+def digest_lines(lines: Iterable[str]) -> str:
+    """The `LineDigest` of many texts."""
+    total = LineDigest()
     for line in lines:
-        total.update(line.encode("utf-8", "surrogatepass") + b"\0")
-    return total.hexdigest()[:_DIGEST_DIGITS]
+        total.add(line)
+    return total.hex()
 
 
 def digest_file(path: Path) -> str:
@@ -72,8 +85,13 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 def replace_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8 in place of `path`, all or nothing. Surrogates must be escaped by the caller."""
+    replace_bytes(path, text.encode("utf-8"))
+
+
+def replace_bytes(path: Path, data: bytes) -> None:
+    """Write `data` in place of `path`, all or nothing."""
     with replacing(path) as file:
-        file.write(text.encode("utf-8"))
+        file.write(data)
 
 
 def sync_folder(folder: Path) -> None:
@@ -115,6 +133,18 @@ def append_file(target: BinaryIO, source: Path) -> None:
 def remove_tree(folder: Path) -> None:
     """Remove a folder of latentmill's own; one that is not there is fine."""
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_empty_folders(folder: Path, root: Path) -> None:
+    """Remove a folder and those above it, below `root`, as far as they are empty."""
+    while folder != root and root in folder.parents:
+        try:
+            folder.rmdir()
+        except FileNotFoundError:
+            pass
+        except OSError:  # not empty
+            return
+        folder = folder.parent
 
 
 def printable(text: str) -> str:

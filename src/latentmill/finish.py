@@ -2,34 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import platform
 from collections import Counter
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from latentmill.errors import DestinationError
-from latentmill.files import digest_lines, replace_text, write_errors
+from latentmill.files import digest, digest_lines, replace_bytes, replace_text, write_errors
 from latentmill.formats.metadata import (
     DATASET_JSON,
     INDEX_JSONL,
     METADATA_JSON,
     REJECTS_JSONL,
     REPORT_JSON,
+    BucketInfo,
     Counts,
     LatentInfo,
     Metadata,
     ModelInfo,
     Statistics,
+    TextInfo,
+    TextModelInfo,
     Value,
     row_json,
 )
+from latentmill.formats.payload import ARRAY_ERRORS
 from latentmill.manifest import Plan
 from latentmill.records import NOTES, Outcome
+from latentmill.transforms.bucket import BucketTable
+from latentmill.transforms.bucket_report import BucketReport
 from latentmill.worker import Output
 
 _FIXED_POINT_BITS = 80  # sums of floats as integers: the same total in whatever order they are added
@@ -37,12 +44,19 @@ _FIXED_POINT_BITS = 80  # sums of floats as integers: the same total in whatever
 
 @dataclass(frozen=True)
 class Description:
-    """What an output's metadata says beyond its counts."""
+    """What an output's metadata says beyond its counts.
+
+    empty_caption: of text features, computes the file that belongs to them as a whole.
+    """
 
     fingerprint: dict[str, Value]
     image_size: tuple[int, int] | None = None
+    buckets: BucketInfo | None = None
     latent: LatentInfo | None = None
     model: ModelInfo | None = None
+    text: TextInfo | None = None
+    text_model: TextModelInfo | None = None
+    empty_caption: Callable[[], bytes] | None = None
 
 
 @dataclass
@@ -56,6 +70,8 @@ class Tally:
     bytes: int = 0
     notes: dict[str, list[str]] = field(default_factory=dict)
     skipped_keys: list[str] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+    buckets: BucketReport | None = None
     reasons: Counter[str] = field(default_factory=Counter)
     sums: list[int] = field(default_factory=list)
 
@@ -69,9 +85,14 @@ class Tally:
         elif outcome.skipped:
             self.skipped += 1
             self.skipped_keys.append(outcome.ref.key)
+            if self.buckets is not None:
+                self.buckets.leave_out(outcome.ref.key, outcome.reason)
+            self.left_out[outcome.reason or "by the transform's rule"] += 1
         else:
             self.stored += 1
             self.bytes += sum(file.size for file in outcome.files.values())
+            if outcome.geometry is not None and self.buckets is not None:
+                self.buckets.add(outcome.geometry)
             if outcome.sums:
                 fixed = [int(math.ldexp(value, _FIXED_POINT_BITS)) for value in outcome.sums]
                 self.sums = [a + b for a, b in zip(self.sums or [0] * len(fixed), fixed, strict=True)]
@@ -112,13 +133,15 @@ def finish(
     plan: Plan, work: Path, outputs: Iterable[Output], describe: dict[str, Description], report: dict[str, object]
 ) -> Tally:
     """Write every output's metadata and put it in place; `latentmill.json`, which makes a dataset whole, comes last."""
-    tally = Tally()
+    outputs = list(outputs)
+    table = next((d.buckets.table for d in describe.values() if d.buckets is not None), None)
+    tally = Tally(buckets=BucketReport(BucketTable.from_text(table)) if table is not None else None)
     with write_errors(work), ExitStack() as stack:
         folders = {o.name: o.container.work / "finish" for o in outputs}
         for folder in folders.values():
             folder.mkdir(parents=True, exist_ok=True)
         index = {n: stack.enter_context((f / INDEX_JSONL).open("w", newline="\n")) for n, f in folders.items()}
-        labels = {n: _Labels(f / DATASET_JSON) for n, f in folders.items()}
+        labels = {o.name: _Labels(folders[o.name] / DATASET_JSON) for o in outputs if o.layout.labelled}
         rejects = stack.enter_context((work / "rejects").open("w", newline="\n"))
         for outcome in plan.outcomes():
             tally.add(outcome)
@@ -126,22 +149,47 @@ def finish(
                 rejects.write(_reject_json(outcome) + "\n")
             for name in folders:
                 index[name].write(row_json(outcome, name) + "\n")
-                if name in outcome.files:
+                if name in outcome.files and name in labels:
                     labels[name].add(outcome.files[name].name, outcome.ref.label)
-        for table in labels.values():
-            table.close()
+        for label_table in labels.values():
+            label_table.close()
     if tally.listed != plan.listed:
         raise DestinationError(f"the ledger holds {tally.listed:,} images of {plan.listed:,}; --overwrite starts anew")
-    for output in reversed(list(outputs)):  # the first output tells that the whole job is done
-        folder = folders[output.name]
-        description = describe[output.name]
-        metadata = _metadata(output, description, plan, tally, folder / INDEX_JSONL)
-        replace_text(folder / METADATA_JSON, metadata.to_json())
-        members = {name: folder / name for name in (INDEX_JSONL, DATASET_JSON, METADATA_JSON)}
+    for output in reversed(outputs):  # the first output tells that the whole job is done
+        members = _metadata_files(output, describe[output.name], plan, tally, folders[output.name])
         with write_errors(output.container.path):
             _side_files(output, tally, report, work / "rejects")
         output.container.finish(members, (o.files[output.name] for o in plan.outcomes() if output.name in o.files))
     return tally
+
+
+def _metadata_files(
+    output: Output, description: Description, plan: Plan, tally: Tally, folder: Path
+) -> dict[str, Path]:
+    """The files that lie beside the data, made in `folder`, by name."""
+    names = [INDEX_JSONL]
+    if output.layout.labelled:
+        names.append(DATASET_JSON)
+    if description.text is not None:
+        assert description.empty_caption is not None
+        empty = _empty_caption(output, description.text.empty, description.empty_caption)
+        replace_bytes(folder / description.text.empty, empty)
+        names.append(description.text.empty)
+        text = description.text.model_copy(update={"empty_digest": digest(empty)})
+        description = dataclasses.replace(description, text=text)
+    metadata = _metadata(output, description, plan, tally, folder / INDEX_JSONL)
+    replace_text(folder / METADATA_JSON, metadata.to_json())
+    return {name: folder / name for name in (*names, METADATA_JSON)}
+
+
+def _empty_caption(output: Output, name: str, compute: Callable[[], bytes]) -> bytes:
+    """The empty caption's features: those that lie there are of the same settings."""
+    file = output.container.path / name
+    if file.is_file():
+        with suppress(*ARRAY_ERRORS):
+            output.layout.from_bytes(file.read_bytes())
+            return file.read_bytes()
+    return compute()
 
 
 def _reject_json(outcome: Outcome) -> str:
@@ -153,10 +201,14 @@ def _metadata(output: Output, description: Description, plan: Plan, tally: Tally
         index_digest = digest_lines(lines)
     return Metadata(
         kind=output.layout.kind,
+        layout=output.layout.code,
         counts=Counts(listed=tally.listed, stored=tally.stored, rejected=tally.rejected, skipped=tally.skipped),
         image_size=description.image_size,
+        buckets=description.buckets,
         latent=description.latent,
         model=description.model,
+        text=description.text,
+        text_model=description.text_model,
         statistics=tally.statistics() if description.latent else None,
         classes=plan.classes,
         notes={note: len(keys) for note, keys in sorted(tally.notes.items())},
@@ -182,7 +234,9 @@ def _side_files(output: Output, tally: Tally, report: dict[str, object], rejects
             "counts": {name: getattr(tally, name) for name in ("listed", "stored", "rejected", "skipped")},
             "bytes": tally.bytes,
             "rejects_by_reason": dict(tally.reasons.most_common()),
+            "skipped_by_reason": dict(tally.left_out.most_common()),
             "images": {**listed, **others, "skipped": tally.skipped_keys},
+            **({"buckets": tally.buckets.as_json()} if tally.buckets is not None else {}),
             **report,
         },
         indent=1,
@@ -194,7 +248,7 @@ def _side_files(output: Output, tally: Tally, report: dict[str, object], rejects
 def software() -> dict[str, str]:
     """Versions of what can change a result's bytes, and of Python."""
     found = {"python": platform.python_version()}
-    for name in ("latentmill", "pillow", "simplejpeg", "numpy", "torch", "diffusers"):
+    for name in ("latentmill", "pillow", "simplejpeg", "numpy", "torch", "diffusers", "transformers"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -38,47 +38,52 @@ from latentmill.formats.metadata import (
     row_outcome,
 )
 from latentmill.live import Live, unbroken
-from latentmill.manifest import (
+from latentmill.manifest import Kept, Plan, current_plan
+from latentmill.outcome import Event, Result
+from latentmill.planning import (
     Changes,
-    Kept,
     Matcher,
-    Plan,
-    current_plan,
+    ShardSize,
+    Update,
     listing_digest,
     match_by_digest,
     match_by_key,
     write_plan,
 )
-from latentmill.outcome import Event, Result
 from latentmill.records import Listing, Outcome, SampleRef, StoredFile
 from latentmill.runners.local import run_local
 from latentmill.shift import SHIFTED, SHIFTING, shift
-from latentmill.sources.images import ImageSource
-from latentmill.stages import EncoderSpec, Load
+from latentmill.stages import Batching, EncoderSpec, Load, Source
 from latentmill.worker import Output, Task
 
 SHARD_SECONDS = 20.0  # a kill costs at most this much of each worker's time, and the commit that was under way
 _MAX_SHARD_IMAGES = 1024  # a worker holds the outcomes of one shard
+_SHOWN_CHARACTERS = 80  # of a setting that differs
 _SHARDS_PER_WORKER = 4  # so that small datasets keep every worker busy to the end
 
 
 @dataclass
 class Job:
-    """A job with its stages chosen. outputs: the first holds plan and ledger. measure: seconds that an image takes."""
+    """A job with its stages chosen. outputs: the first holds plan and ledger.
 
-    source: ImageSource
+    batch_size: of most batches at most. measure: seconds that a unit of `batching.cost` takes. patient: wait for
+    another job that writes to the same place, instead of refusing.
+    """
+
+    source: Source
     load: Load
     encoder: EncoderSpec | None
     outputs: tuple[Output, ...]
     describe: dict[str, Description]
+    batching: Batching
     batch_size: int
     load_threads: int
     workers: int
     max_failures: FailureLimit
     measure: Callable[[list[SampleRef]], float]
-    max_images: int | None = None
     check: str = "stat"
     overwrite: bool = False
+    patient: bool = False
     tell: Callable[[Event], None] = field(default=lambda event: None)
 
     @property
@@ -98,7 +103,7 @@ class Job:
         started = time.monotonic()
         for place in self.places:
             refuse_foreign(place, self.overwrite)
-        with locked(self.places):
+        with locked(self.places, self._tell_waiting if self.patient else None):
             if self.overwrite or any(map(being_cleared, self.places)):
                 clear(self.places)
             plan = current_plan(self.primary.work)
@@ -108,8 +113,7 @@ class Job:
                 if plan.marked(SHIFTING):  # an update was cut off while it renamed: first finish that
                     self._finish(plan)
                     plan = None
-            source_digest = listing_digest(listing)
-            plan, changes = self._plan(plan, listing, source_digest)
+            plan, changes = self._plan(plan, listing, listing_digest(listing))
             if plan is None:
                 for place in self.places:
                     sweep(place)
@@ -119,12 +123,15 @@ class Job:
             tally = self._finish(plan, running)
         return self._result(tally, plan.images - before, (time.monotonic() - started, running), changes)
 
+    def _tell_waiting(self, text: str) -> None:
+        self.tell(Event("warning", text))
+
     # planning
 
-    def _plan(self, plan: Plan | None, listing: Listing, source_digest: str) -> tuple[Plan | None, Changes | None]:
+    def _plan(self, plan: Plan | None, listing: Listing, asked: str) -> tuple[Plan | None, Changes | None]:
         """The plan to carry out: the one under way, a new one, an update, or None where all is done."""
         if plan is not None:
-            if plan.source_digest == source_digest:
+            if plan.asked_digest == asked:
                 done = sum(plan.shards[shard][1] for shard in plan.done())
                 self.tell(Event("plan", f"going on: {done:,} of {plan.images:,} images are done"))
                 return plan, None
@@ -132,20 +139,18 @@ class Job:
             self._refuse_zips(why)
             self._withdraw(plan)
             earlier = plan.results(shifted=plan.marked(SHIFTED))
-            return self._update(listing, source_digest, earlier, partial(self._accept, why))
+            return self._update(listing, asked, earlier, partial(self._accept, why))
         metadata = Metadata.read_beside(self.primary.path)
         refuse_unrelated(self.places, metadata)
         if metadata is not None:
             self._refuse_other_settings(metadata.fingerprint)
-            return self._update_finished(metadata, listing, source_digest)
+            return self._update_finished(metadata, listing, asked)
         tie(self.places)
-        return self._write(listing, source_digest), None
+        return self._write(listing, asked), None
 
-    def _update_finished(
-        self, metadata: Metadata, listing: Listing, source_digest: str
-    ) -> tuple[Plan | None, Changes | None]:
+    def _update_finished(self, metadata: Metadata, listing: Listing, asked: str) -> tuple[Plan | None, Changes | None]:
         why = "the source changed"
-        if metadata.source_digest == source_digest:
+        if metadata.source_digest == asked:
             any_zip = any(place.is_zip for place in self.places)
             if self.check != "digest" and (any_zip or not self._any_unread(metadata)):
                 return None, None
@@ -157,14 +162,14 @@ class Job:
             assert theirs is not None
             refuse_damaged(output.container, theirs)
 
-        def accept(changes: Changes) -> bool:
+        def accept(changes: Changes, source_digest: str) -> bool:
             if metadata.source_digest == source_digest and not changes.compute and not changes.drop:
                 return False
             self._refuse_zips(why)
-            return self._accept(why, changes)
+            return self._accept(why, changes, source_digest)
 
         tie(self.places)
-        return self._update(listing, source_digest, self._finished_results(), accept)
+        return self._update(listing, asked, self._finished_results(), accept)
 
     def _refuse_zips(self, why: str) -> None:
         if any(place.is_zip for place in self.places):
@@ -172,7 +177,7 @@ class Job:
                 f"{why}, and a zip cannot be updated in place: make it anew with --overwrite, or use a folder"
             )
 
-    def _accept(self, why: str, changes: Changes) -> bool:
+    def _accept(self, why: str, changes: Changes, source_digest: str = "") -> bool:
         """Refuse an update from what is plainly another source; tell any other."""
         if changes.drop and not changes.keep and not changes.redo:
             raise DestinationError(
@@ -193,26 +198,33 @@ class Job:
         for shard in set(range(len(plan.shards))) - set(plan.done()):
             for ref in plan.refs(shard):
                 for output in self.outputs:
-                    name = output.layout.name(ref.index)
+                    name = output.layout.name(ref.index, ref.key)
                     (output.container.path / plan.publish / name).unlink(missing_ok=True)
 
     def _update(
-        self, listing: Listing, source_digest: str, earlier: Iterator[Kept], accept: Callable[[Changes], bool]
+        self, listing: Listing, asked: str, earlier: Iterator[Kept], accept: Callable[[Changes, str], bool]
     ) -> tuple[Plan | None, Changes | None]:
         layouts = {output.name: output.layout for output in self.outputs}
-        plan, changes = write_plan(
-            self.primary.work,
-            listing.refs(),
-            fingerprint=self.fingerprint,
-            source_digest=source_digest,
-            classes=listing.classes,
-            shard_size=self._shard_size(listing),
+        update = Update(
             earlier=earlier,
-            name_of=lambda output, number: layouts[output].name(number),
+            name_of=lambda output, ref: layouts[output].name(ref.index, ref.key),
             match=self._matcher(listing),
             accept=accept,
         )
+        plan, changes = self._new_plan(listing, asked, update)
         return plan, changes if plan else None
+
+    def _new_plan(self, listing: Listing, asked: str, update: Update | None) -> tuple[Plan | None, Changes]:
+        return write_plan(
+            self.primary.work,
+            listing,
+            self.batching,
+            lambda: self._shard_size(listing),
+            fingerprint=self.fingerprint,
+            layouts={output.name: output.layout.code for output in self.outputs},
+            asked_digest=asked,
+            update=update,
+        )
 
     def _matcher(self, listing: Listing) -> Matcher:
         """How images find their earlier results. What only looks changed costs a read, not a computation."""
@@ -241,27 +253,22 @@ class Job:
             whole = all(_is_whole(roots[name] / item.where[name], stored, self.check) for name, stored in files)
             yield item if whole else item._replace(outcome=replace(item.outcome, digest="", stage="read"))
 
-    def _write(self, listing: Listing, source_digest: str) -> Plan:
-        plan, _ = write_plan(
-            self.primary.work,
-            listing.refs(),
-            fingerprint=self.fingerprint,
-            source_digest=source_digest,
-            classes=listing.classes,
-            shard_size=self._shard_size(listing),
-        )
+    def _write(self, listing: Listing, asked: str) -> Plan:
+        plan, _ = self._new_plan(listing, asked, None)
         assert plan is not None
         return plan
 
-    def _shard_size(self, listing: Listing) -> int:
-        """Images a shard: about SHARD_SECONDS of measured work, whole batches, and some shards for every worker."""
+    def _shard_size(self, listing: Listing) -> ShardSize:
+        """About SHARD_SECONDS of measured work a shard, and some shards for every worker."""
         stride = max(1, listing.count // 8)
         probe = [ref for position, ref in enumerate(listing.refs()) if position % stride == 0]
-        seconds = self.measure(probe)
-        by_time = int(SHARD_SECONDS / max(seconds, 1e-6))
+        seconds = max(self.measure(probe), 1e-6)
         by_workers = -(-listing.count // (self.workers * _SHARDS_PER_WORKER)) if self.workers > 1 else listing.count
-        batches = min(by_time, by_workers, _MAX_SHARD_IMAGES) // self.batch_size
-        return max(1, batches) * self.batch_size
+        images = min(by_workers, _MAX_SHARD_IMAGES)
+        if self.batching.sorts:
+            return ShardSize(images, SHARD_SECONDS / seconds)
+        batches = min(images, int(SHARD_SECONDS / seconds)) // self.batch_size
+        return ShardSize(max(1, batches) * self.batch_size)
 
     def _finished_results(self) -> Iterator[Kept]:
         """What a finished dataset holds, in order of key: the rows of every output's index, side by side."""
@@ -275,8 +282,9 @@ class Job:
             files = {name: stored for outcome in outcomes for name, stored in outcome.files.items()}
             first = outcomes[0]
             merged = Outcome(
-                first.ref, first.digest, first.notes, files, first.sums, first.skipped, first.stage, first.reason
-            )
+                first.ref, first.digest, first.notes, files, first.sums, first.skipped, first.stage, first.reason,
+                first.geometry,
+            )  # fmt: skip
             yield Kept(merged, {name: stored.name for name, stored in files.items()})
 
     def _any_unread(self, metadata: Metadata) -> bool:
@@ -383,4 +391,5 @@ def _is_whole(path: Path, stored: StoredFile, check: str) -> bool:
 
 
 def _shown(value: Value) -> str:
-    return "not set" if value is None else str(value)
+    text = "not set" if value is None else str(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"

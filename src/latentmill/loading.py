@@ -7,10 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from latentmill.decoding import DEFAULT_MAX_PIXELS, decode
+from latentmill.encoders.text import TextEncoderSpec
 from latentmill.errors import ConfigError, SampleError
 from latentmill.formats.payload import npy_array
-from latentmill.records import Sample, SampleRef
+from latentmill.records import TRUNCATED, Sample, SampleRef
+from latentmill.transforms.bucket import BucketTable
 from latentmill.transforms.crop import CROPS
+from latentmill.transforms.fit import geometry, resampled
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,42 @@ class ImageLoad:
                 "--transform (and --overwrite, if the job had begun)"
             )
         return Sample(ref, np.ascontiguousarray(cropped), "", notes)
+
+
+@dataclass(frozen=True)
+class BucketLoad:
+    """Decode a photo and bring it to the nearest bucket's size; see `transforms.fit`."""
+
+    table: BucketTable
+    fit: str
+    resample: str
+    exif: str
+    alpha: str
+    max_pixels: int = DEFAULT_MAX_PIXELS
+
+    def __call__(self, ref: SampleRef, data: bytes) -> Sample | None:
+        """Raises SampleError, also where the image has not the size that its row says."""
+        pixels, notes = decode(data, exif=self.exif, alpha=self.alpha, max_pixels=self.max_pixels)
+        size = pixels.shape[0], pixels.shape[1]
+        if ref.size is not None and size != ref.size:
+            raise SampleError(
+                "decode",
+                f"the image is {size[1]}x{size[0]} (width x height), its row says {ref.size[1]}x{ref.size[0]}",
+            )
+        how = geometry(self.fit, size, self.table.nearest(*size).size)
+        return Sample(ref, resampled(pixels, how, self.resample), "", notes, how)
+
+
+@dataclass(frozen=True)
+class CaptionLoad:
+    """Caption text to the token ids that an encoder takes; notes what truncation cut."""
+
+    spec: TextEncoderSpec
+
+    def __call__(self, ref: SampleRef, data: bytes) -> Sample | None:
+        tokens = self.spec.tokenize([data.decode()])[0]
+        notes = (TRUNCATED,) if tokens.full_length > len(tokens.ids) else ()
+        return Sample(ref, tokens.ids, "", notes)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from latentmill.manifest import Changes
+from latentmill.planning import Changes
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,23 @@ CMYK = "cmyk"
 SIXTEEN_BIT = "16-bit"
 NOTES = (EXIF_ROTATED, TRANSPARENT, CMYK, SIXTEEN_BIT)
 RECOMPUTED_FLOAT32 = "recomputed-float32"
+TILED = "tiled"
+SMALLER_BATCH = "smaller-batch"  # than planned, for want of memory
+TRUNCATED = "truncated"
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """How a source image became pixels of a bucket; what size conditioning needs. Pairs are (height, width).
+
+    size: of the source image, as decoded. scaled: what it was resized to. bucket: of the result. crop: the part of
+    the scaled image that the result shows, (top, left, bottom, right); negative or beyond it where it was padded.
+    """
+
+    size: tuple[int, int]
+    scaled: tuple[int, int]
+    crop: tuple[int, int, int, int]
+    bucket: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +41,11 @@ class SampleRef:
     """Where one image is and what is known of it before its bytes are read.
 
     index: the number in its output name. key: path relative to the source, `/` between parts.
-    stat: changes when the bytes do (size and modification time, or size and CRC-32 in a zip).
+    stat: changes when the bytes do (size and modification time, or size and CRC-32 in a zip; a caption's digest).
     where: how the source finds the bytes; () for a file in a folder. digest: of the bytes, where the
-    source already knows it, else "". fault: why it cannot be used, seen while listing, else "".
+    source already knows it, else "". fault: why it cannot be used, seen while listing, else "". skip: by which rule
+    it is left out, else "". size: (height, width) as the source tells it. caption, tokens: of a text, and how many
+    real tokens it is encoded to.
     """
 
     index: int
@@ -36,17 +55,29 @@ class SampleRef:
     where: tuple[int, ...] = ()
     digest: str = ""
     fault: str = ""
+    skip: str = ""
+    size: tuple[int, int] | None = None
+    caption: str | None = None
+    tokens: int = 0
+
+
+def _everything(ref: SampleRef) -> bool:
+    return True
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What a source holds: how many images, the class table (None without one), and warnings for the person."""
+    """What a source holds: how many images, the class table (None without one), and warnings for the person.
+
+    wanted: of what is listed, what this job is to make; the rest is kept where it was made before, and else not made.
+    """
 
     count: int
     classes: list[str] | None
     warnings: list[str]
     knows_digests: bool
     _refs: Callable[[], Iterator[SampleRef]]
+    wanted: Callable[[SampleRef], bool] = _everything
 
     def refs(self) -> Iterator[SampleRef]:
         """Every image in order, made one at a time: a million of them need not be held."""
@@ -55,12 +86,13 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One loaded image: uint8 HWC RGB pixels (or a float latent, when decoding), and what was noted."""
+    """One loaded image: uint8 HWC RGB pixels (a float latent, when decoding; token ids, of a caption), and notes."""
 
     ref: SampleRef
     array: Array
     digest: str
     notes: tuple[str, ...] = ()
+    geometry: Geometry | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +116,7 @@ class StoredFile:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one image: stored (`files`, by output name), skipped by the transform, or rejected."""
+    """What became of one image: stored (`files`, by output name), skipped by a rule (`reason`), or rejected."""
 
     ref: SampleRef
     digest: str = ""
@@ -94,6 +126,7 @@ class Outcome:
     skipped: bool = False
     stage: str = ""
     reason: str = ""
+    geometry: Geometry | None = None
 
 
 @dataclass(frozen=True, slots=True)

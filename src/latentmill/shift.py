@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 from latentmill.errors import DestinationError
-from latentmill.files import remove_tree, sync_filesystem, write_errors
+from latentmill.files import remove_empty_folders, remove_tree, sync_filesystem, write_errors
 from latentmill.formats.metadata import DATASET_JSON, INDEX_JSONL, METADATA_JSON, WORK_FOLDER
 from latentmill.manifest import Plan
 
@@ -38,7 +37,7 @@ def shift(plan: Plan, roots: Mapping[str, Path]) -> None:
         with write_errors(root):
             _place(root / plan.publish, root)
             sync_filesystem(root)
-            _remove_empty_chunks(root)
+    _remove_empty_folders(plan, roots)
     plan.mark(SHIFTED)
     for root in roots.values():
         for folder in (root / WORK_FOLDER).glob("new-*"):
@@ -73,13 +72,22 @@ def _move(old: Path, new: Path) -> None:
 
 
 def _place(folder: Path, root: Path) -> None:
-    for chunk in sorted(folder.glob("*")):
-        (root / chunk.name).mkdir(exist_ok=True)
-        for file in chunk.iterdir():
-            os.replace(file, root / chunk.name / file.name)  # noqa: PTH105
+    for inner, _, files in os.walk(folder):
+        target = root / Path(inner).relative_to(folder)
+        if files:
+            target.mkdir(parents=True, exist_ok=True)
+        for name in files:
+            os.replace(Path(inner) / name, target / name)  # noqa: PTH105
 
 
-def _remove_empty_chunks(root: Path) -> None:
-    for folder in root.glob("[0-9]" * 5):
-        with suppress(OSError):  # not empty
-            folder.rmdir()
+def _remove_empty_folders(plan: Plan, roots: Mapping[str, Path]) -> None:
+    """Of those that files were moved or dropped from."""
+    left: dict[tuple[str, str], None] = {}
+    for item in plan.kept():
+        left |= {
+            (o, old.rpartition("/")[0]): None for o, old in item.where.items() if item.outcome.files[o].name != old
+        }
+    for item in plan.dropped():
+        left |= {(output, old.rpartition("/")[0]): None for output, old in item.where.items()}
+    for output, folder in left:
+        remove_empty_folders(roots[output] / folder, roots[output])

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol
 
 from latentmill.errors import SampleError
-from latentmill.records import Encoded, Listing, Sample, SampleRef
+from latentmill.records import Array, Encoded, Sample, SampleRef
 
 
 class Source(Protocol):
-    """Lists images without reading them, and reads one image's bytes. Picklable."""
+    """Reads the bytes of what it listed. Picklable; `read` may be called from many threads. Raises SampleError."""
 
-    def listing(self, max_images: int | None = None) -> Listing: ...
     def read(self, ref: SampleRef) -> bytes: ...
 
 
@@ -32,3 +31,35 @@ class EncoderSpec(Protocol):
     """Describes an encoder; picklable and cheap. `open` loads it."""
 
     def open(self) -> Encoder: ...
+
+
+class Layout(Protocol):
+    """What a trainer reads: the name and the bytes of each sample's file. Picklable.
+
+    kind: images, latents or text. code: describes the layout; `formats.layouts.layout_of` makes it again from that.
+    labelled: whether a `dataset.json` lies beside the data.
+    """
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def code(self) -> str: ...
+    @property
+    def labelled(self) -> bool: ...
+    def name(self, number: int, key: str = "") -> str: ...
+    def to_bytes(self, array: Array) -> bytes: ...
+    def from_bytes(self, data: bytes) -> Array: ...
+
+
+class Batching(Protocol):
+    """How samples become batches, decided once, in the plan, so that a sample's company never depends on timing.
+
+    sorts: whether `key` orders the samples, else the listing does. cut: tells of each sample whether it begins a batch.
+    cost: work that a sample takes, in any unit.
+    """
+
+    @property
+    def sorts(self) -> bool: ...
+    def key(self, ref: SampleRef) -> tuple[Any, ...]: ...
+    def cut(self, refs: Iterable[SampleRef]) -> Iterator[tuple[SampleRef, bool]]: ...
+    def cost(self, ref: SampleRef) -> float: ...

@@ -15,6 +15,7 @@ import numpy as np
 from latentmill.errors import SourceError
 from latentmill.files import digest, digest_lines
 from latentmill.formats.containers import Reader
+from latentmill.formats.layouts import layout_of_dataset
 from latentmill.formats.metadata import (
     DATASET_JSON,
     INDEX_JSONL,
@@ -28,14 +29,16 @@ from latentmill.formats.metadata import (
     open_beside,
     read_beside,
     read_labels,
+    row_geometry,
 )
-from latentmill.formats.repa import ImageLayout, LatentLayout, Layout
+from latentmill.formats.payload import ARRAY_ERRORS
+from latentmill.formats.repa import ImageLayout
 from latentmill.formats.stored_zip import changed_records
 from latentmill.outcome import Event, Tell, quiet
+from latentmill.stages import Layout
 
 _OWN_FILES = frozenset({DATASET_JSON, METADATA_JSON, INDEX_JSONL, REJECTS_JSONL, REPORT_JSON})
 _TELL_EVERY = 256
-_READ_ERRORS = (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,9 @@ def verify(dataset: str | Path, images: str | Path | None = None, tell: Tell = q
     reader = Reader(path)
     _check_names(reader, metadata, stored, report)
     _check_counts(metadata, rows, report)
-    _check_labels(path, stored, report)
+    if layout_of_dataset(metadata).labelled:
+        _check_labels(path, stored, report)
+    _check_empty_caption(reader, metadata, report)
     sums = _check_files(reader, metadata, stored, report, tell)
     _check_statistics(metadata, sums, report)
     _check_records(path, stored, report)
@@ -123,7 +128,7 @@ def _check_index(path: Path, metadata: Metadata, report: VerifyReport) -> None:
     try:
         with stream:
             found = digest_lines(line.decode() for line in stream)
-    except (*_READ_ERRORS, UnicodeDecodeError) as error:
+    except (*ARRAY_ERRORS, UnicodeDecodeError) as error:
         report.add(INDEX_JSONL, f"cannot be read: {error}")
         return
     if found != metadata.index_digest:
@@ -134,14 +139,15 @@ def _check_names(reader: Reader, metadata: Metadata, stored: list[dict[str, Any]
     expected = {row["name"] for row in stored}
     names = list(reader.names())
     report.files = len(names)
-    for name in sorted(set(names) - expected - _OWN_FILES):
+    own = _OWN_FILES | ({metadata.text.empty} if metadata.text else set())
+    for name in sorted(set(names) - expected - own):
         report.add(name, "is a stray file: the index does not know it")
     for name in sorted(name for name, count in Counter(names).items() if count > 1):
         report.add(name, "is in the archive more than once")
-    layout = _layout(metadata)
+    layout = layout_of_dataset(metadata)
     for row in stored:
-        if row["name"] != layout.name(row["index"]):
-            report.add(row["name"], f"should be named {layout.name(row['index'])}")
+        if row["name"] != layout.name(row["index"], row["key"]):
+            report.add(row["name"], f"should be named {layout.name(row['index'], row['key'])}")
 
 
 def _check_counts(metadata: Metadata, rows: list[dict[str, Any]], report: VerifyReport) -> None:
@@ -192,7 +198,7 @@ def _check_files(
     tell: Tell,
 ) -> list[tuple[float, ...]]:
     """Every file's digest, shape, dtype and values. Gives the per-channel sums of sound moments."""
-    layout, sums = _layout(metadata), []
+    layout, sums = layout_of_dataset(metadata), []
     for position, row in enumerate(stored):
         if position % _TELL_EVERY == 0:
             tell(Event("progress", "", len(stored), position))
@@ -201,13 +207,13 @@ def _check_files(
         except (FileNotFoundError, KeyError):
             report.add(row["name"], "is missing")
             continue
-        except _READ_ERRORS as error:
+        except ARRAY_ERRORS as error:
             report.add(row["name"], f"cannot be read: {error}")
             continue
         if digest(data) != row["digest"]:
             report.add(row["name"], f"was changed: its bytes are not those made from {row['key']}")
             continue
-        problem = _check_array(layout, metadata, data)
+        problem = _check_array(layout, _expected(metadata, row), data)
         if problem:
             report.add(row["name"], problem)
         elif "sums" in row:
@@ -215,20 +221,41 @@ def _check_files(
     return sums
 
 
-def _check_array(layout: Layout, metadata: Metadata, data: bytes) -> str:
+def _check_empty_caption(reader: Reader, metadata: Metadata, report: VerifyReport) -> None:
+    if metadata.text is None:
+        return
+    try:
+        data = reader.read(metadata.text.empty)
+    except ARRAY_ERRORS:
+        report.add(metadata.text.empty, "is missing or cannot be read: the features of the empty caption")
+        return
+    if digest(data) != metadata.text.empty_digest:
+        report.add(metadata.text.empty, "was changed after it was made")
+
+
+def _expected(metadata: Metadata, row: dict[str, Any]) -> tuple[str, tuple[int | None, ...]]:
+    """The dtype and shape that a row's array must have; None where any length will do."""
+    if metadata.text is not None:
+        return metadata.text.dtype, (row["tokens"], metadata.text.width)
+    if metadata.latent is None:
+        width, height = metadata.image_size or (None, None)
+        return "uint8", (height, width, 3)
+    channels, height, width = metadata.latent.shape
+    geometry = row_geometry(row)
+    if geometry is not None and metadata.model is not None:
+        height, width = (side // metadata.model.downscale_factor for side in geometry.bucket)
+    return metadata.latent.dtype, (channels, height, width)
+
+
+def _check_array(layout: Layout, expected: tuple[str, tuple[int | None, ...]], data: bytes) -> str:
     try:
         array = layout.from_bytes(data)
-    except _READ_ERRORS as error:
+    except ARRAY_ERRORS as error:
         return f"cannot be decoded: {error}"
-    if isinstance(layout, ImageLayout):
-        width, height = metadata.image_size or array.shape[1::-1]
-        expected: tuple[int, ...] = (height, width, 3)
-        dtype = "uint8"
-    else:
-        assert metadata.latent is not None
-        expected, dtype = tuple(metadata.latent.shape), metadata.latent.dtype
-    if array.shape != expected or array.dtype != dtype:
-        return f"is {array.dtype} {array.shape}, expected {dtype} {expected}"
+    dtype, shape = expected
+    fits = len(shape) == array.ndim and all(want in (None, is_) for want, is_ in zip(shape, array.shape, strict=True))
+    if not fits or array.dtype != dtype:
+        return f"is {array.dtype} {array.shape}, expected {dtype} {shape}"
     if not np.isfinite(array).all():
         return "holds NaN or infinity"
     return ""
@@ -284,7 +311,7 @@ def _pair_problem(latent: dict[str, Any], image: dict[str, Any] | None, reader: 
         return f"has no image {ImageLayout().name(latent['index'])}"
     try:
         found = digest(reader.read(image["name"]))
-    except _READ_ERRORS:
+    except ARRAY_ERRORS:
         return f"its image {image['name']} is missing or cannot be read"
     if found != image["digest"]:
         return f"its image {image['name']} was changed after it was made"
@@ -295,10 +322,3 @@ def _pair_problem(latent: dict[str, Any], image: dict[str, Any] | None, reader: 
     if latent["label"] != image["label"]:
         return f"has label {latent['label']}, its image {image['label']}"
     return ""
-
-
-def _layout(metadata: Metadata) -> Layout:
-    if metadata.kind == "images":
-        return ImageLayout()
-    assert metadata.latent is not None
-    return LatentLayout(metadata.latent.statistic)

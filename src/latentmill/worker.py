@@ -11,17 +11,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 
-from latentmill.batching import Background, batched, prefetched
+from latentmill.batching import Background, prefetched
 from latentmill.errors import SampleError
 from latentmill.files import digest
 from latentmill.formats.containers import Container, ShardSink
-from latentmill.formats.repa import Layout
 from latentmill.manifest import Plan
 from latentmill.records import Encoded, Outcome, Progress, Sample, SampleRef, ShardReport
-from latentmill.stages import Encoder, EncoderSpec, Load, Source
+from latentmill.stages import Encoder, EncoderSpec, Layout, Load, Source
 
 _WRITE_AHEAD = 2  # batches, and shards waiting for their sync, that may be queued behind the encoder
 Emit = Callable[[Progress | ShardReport], None]
@@ -39,7 +38,10 @@ class Output:
 
 @dataclass(frozen=True)
 class Task:
-    """Everything a worker needs, picklable: what `run_shards` does is told by this and the shard numbers alone."""
+    """Everything a worker needs, picklable: what `run_shards` does is told by this and the shard numbers alone.
+
+    batch_size: of most batches at most; loading runs two of them ahead.
+    """
 
     plan: Plan
     source: Source
@@ -67,13 +69,13 @@ def run_shards(task: Task, shards: Iterable[int], emit: Emit, encoder: Encoder |
     """Run shards one after the other; loading runs on into the next one. `encoder`: opened here unless given."""
     if encoder is None and task.encoder is not None:
         encoder = task.encoder.open()
-    started: deque[tuple[int, int]] = deque()
+    started: deque[tuple[int, list[int]]] = deque()
 
     def refs() -> Iterator[SampleRef]:
         for shard in shards:
-            found = task.plan.refs(shard)
-            started.append((shard, len(found)))
-            yield from found
+            batches = task.plan.batches(shard)
+            started.append((shard, [len(batch) for batch in batches]))
+            yield from chain.from_iterable(batches)
 
     ahead = max(2 * task.batch_size, 2 * task.load_threads)
     loaded = prefetched(lambda ref: _attempt(task, ref), refs(), task.load_threads, ahead)
@@ -81,9 +83,10 @@ def run_shards(task: Task, shards: Iterable[int], emit: Emit, encoder: Encoder |
     uncommitted: list[ShardSink] = []
     try:
         for first in loaded:
-            shard, count = started.popleft()
-            samples = chain([first], islice(loaded, count - 1))
-            run_shard(task, shard, samples, encoder, behind, uncommitted, emit)
+            shard, sizes = started.popleft()
+            samples = chain([first], loaded)
+            batches = (list(islice(samples, size)) for size in sizes)
+            run_shard(task, shard, batches, encoder, behind, uncommitted, emit)
         behind.drain()
     finally:
         loaded.close()  # type: ignore[attr-defined]
@@ -95,13 +98,13 @@ def run_shards(task: Task, shards: Iterable[int], emit: Emit, encoder: Encoder |
 def run_shard(
     task: Task,
     shard: int,
-    loaded: Iterator[Sample | Outcome],
+    batches: Iterator[list[Sample | Outcome]],
     encoder: Encoder | None,
     behind: Background,
     uncommitted: list[ShardSink],
     emit: Emit,
 ) -> None:
-    """One shard, from loaded images to its ledger entry; writing and the commit are queued on `behind`.
+    """One shard, from batches of loaded images to its ledger entry; writing and the commit are queued on `behind`.
 
     Its sinks stand in `uncommitted` until they are committed, for the caller to abort whatever goes wrong.
     """
@@ -127,7 +130,7 @@ def run_shard(
         task.plan.commit(report, outcomes)
         emit(report)
 
-    for batch in _timed(batched(loaded, task.batch_size), clock):
+    for batch in _timed(batches, clock):
         samples = [item for item in batch if isinstance(item, Sample)]
         with clock.time("encode"):
             encoded = encoder.encode(samples) if encoder and samples else [None] * len(samples)
@@ -139,6 +142,8 @@ def run_shard(
 def _attempt(task: Task, ref: SampleRef) -> Sample | Outcome:
     """Read, decode and transform one image; its failure, or the transform's leaving it out, becomes its outcome."""
     found = ""
+    if ref.skip:
+        return Outcome(ref, skipped=True, reason=ref.skip)
     try:
         data = task.source.read(ref)
         found = digest(data)
@@ -147,7 +152,7 @@ def _attempt(task: Task, ref: SampleRef) -> Sample | Outcome:
         return Outcome(ref, found, stage=error.stage, reason=error.reason)
     if sample is None:
         return Outcome(ref, found, skipped=True)
-    return Sample(ref, sample.array, found, sample.notes)
+    return replace(sample, digest=found)
 
 
 def _store(
@@ -165,9 +170,10 @@ def _store(
     files = {}
     for output in outputs:
         array = result.array if output.encoded and result is not None else item.array
-        files[output.name] = sinks[output.name].write(output.layout.name(item.ref.index), output.layout.to_bytes(array))
+        name = output.layout.name(item.ref.index, item.ref.key)
+        files[output.name] = sinks[output.name].write(name, output.layout.to_bytes(array))
     notes = item.notes + (result.notes if result else ())
-    return Outcome(item.ref, item.digest, notes, files, result.sums if result else ())
+    return Outcome(item.ref, item.digest, notes, files, result.sums if result else (), geometry=item.geometry)
 
 
 def _timed(batches: Iterator[list[Sample | Outcome]], clock: _Clock) -> Iterator[list[Sample | Outcome]]:

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from latentmill.encoders.device import choose_device as choose_device
+from latentmill.encoders.device import prepare_device as prepare_device
+from latentmill.encoders.device import restore_torch as restore_torch
+from latentmill.encoders.memory import Halving
 from latentmill.encoders.models import ResolvedModel
 from latentmill.errors import ModelError, SampleError
-from latentmill.records import RECOMPUTED_FLOAT32, Array, Encoded, Sample
+from latentmill.records import RECOMPUTED_FLOAT32, SMALLER_BATCH, TILED, Array, Encoded, Sample
+from latentmill.system import available_memory
 
 if TYPE_CHECKING:
     import torch
     from diffusers import AutoencoderKL
 
-_before: list[tuple[int, bool, bool, bool, bool]] = []
+_TILE = 512  # pixels of a tile's side
+_TENSORS_AT_FULL_SIZE = 5
+_SAFE_SHARE = 0.8  # of the available memory
 _LOG_VARIANCE_LIMITS = (-30.0, 20.0)  # as diffusers' DiagonalGaussianDistribution clamps them
 
 
@@ -28,6 +34,8 @@ class VaeSpec:
     """How latents are computed. Everything here but `device` may change their bytes; all of it is kept in the plan.
 
     store: `moments` (mean and standard deviation), `mean`, or `sample` (one draw, by `seed` and the image's digest).
+    tiling: an image that does not fit in memory even alone is encoded in tiles (`auto`), or rejected (`never`);
+    `always` tiles every image larger than a tile. Tiles are blended, so the latent is close, not the same.
     """
 
     model: ResolvedModel
@@ -38,6 +46,7 @@ class VaeSpec:
     seed: int
     save_dtype: str
     threads: int
+    tiling: str = "auto"
 
     def open(self) -> VaeEncoder:
         """Load the model. Raises ModelError."""
@@ -61,6 +70,8 @@ class VaeEncoder:
         self.device = prepare_device(spec.device, spec.threads)
         self.dtype: torch.dtype = getattr(torch, spec.dtype)
         self.vae = load_vae(spec.model, self.device, self.dtype)
+        self._halving: Halving[Sample] = Halving("image", cost=_pixels)
+        self._room = self._halving.limit = _room(self.vae, self.device)
 
     @cached_property
     def _float32_vae(self) -> AutoencoderKL:
@@ -69,17 +80,44 @@ class VaeEncoder:
         return load_vae(self.spec.model, self.device, torch.float32)
 
     def encode(self, samples: Sequence[Sample]) -> list[Encoded | SampleError]:
-        """Latents of one batch; what is not finite in half precision is computed again in float32."""
-        pixels = [sample.array for sample in samples]
-        moments = self._moments(self.vae, np.stack(pixels))
+        """Latents of one batch; what is not finite in half precision is computed again in float32.
+
+        A batch that does not fit in memory is computed in smaller ones, an image that does not in tiles; both are
+        noted. Raises ModelError where neither helps.
+        """
         results: list[Encoded | SampleError] = []
-        for sample, own in zip(samples, moments, strict=True):
-            notes: tuple[str, ...] = ()
+        for sample, (own, notes) in zip(samples, self._fitting(self.vae, samples), strict=True):
             if not np.isfinite(own).all() and self.spec.dtype != "float32":
-                own = self._moments(self._float32_vae, np.stack([sample.array]))[0]
-                notes = (RECOMPUTED_FLOAT32,)
+                own, more = self._fitting(self._float32_vae, [sample])[0]
+                notes = (*notes, *more, RECOMPUTED_FLOAT32)
             results.append(self._encoded(sample, own, notes))
         return results
+
+    def _fitting(self, vae: AutoencoderKL, samples: Sequence[Sample]) -> list[tuple[Array, tuple[str, ...]]]:
+        """Moments of samples of one shape, in batches that fit in memory, and how they were computed."""
+        if self.spec.tiling == "always" or (self._too_large(samples[0]) and self.spec.tiling == "auto"):
+            return [self._tiled(vae, sample) for sample in samples]
+
+        def run(batch: Sequence[Sample]) -> list[tuple[Array, tuple[str, ...]]]:
+            notes = (SMALLER_BATCH,) if len(batch) < len(samples) else ()
+            return [(own, notes) for own in self._moments(vae, np.stack([sample.array for sample in batch]))]
+
+        last_resort = None if self.spec.tiling == "never" else lambda sample: self._tiled(vae, sample)
+        return self._halving.in_halves(run, samples, lambda limit: None, last_resort)
+
+    def _too_large(self, sample: Sample) -> bool:
+        return self._room is not None and _pixels([sample]) > self._room
+
+    def _tiled(self, vae: AutoencoderKL, sample: Sample) -> tuple[Array, tuple[str, ...]]:
+        if max(sample.array.shape[:2]) <= _TILE:
+            return self._moments(vae, sample.array[None])[0], ()
+        vae.tile_sample_min_size = _TILE
+        vae.tile_latent_min_size = _TILE // self.spec.model.info.downscale_factor
+        vae.enable_tiling()
+        try:
+            return self._moments(vae, sample.array[None])[0], (TILED,)
+        finally:
+            vae.disable_tiling()
 
     def _encoded(self, sample: Sample, moments: Array, notes: tuple[str, ...]) -> Encoded | SampleError:
         if not np.isfinite(moments).all():
@@ -110,7 +148,7 @@ class VaeEncoder:
         """uint8 NHWC 0..255 -> float32 (N, 2C, h, w): posterior mean, then standard deviation."""
         import torch
 
-        with torch.inference_mode(), _out_of_memory(len(pixels)):
+        with torch.inference_mode():
             batch = to_input(pixels, self.spec.pixel_range).to(self.device, vae.dtype)
             parameters = vae.encode(batch).latent_dist.parameters.float()
             mean, log_variance = parameters.chunk(2, dim=1)
@@ -164,17 +202,21 @@ def channel_sums(values: Array, std: Array) -> tuple[float, ...]:
     return tuple(float(f"{value:.9g}") for part in parts for value in part)
 
 
-@contextmanager
-def _out_of_memory(batch_size: int) -> Iterator[None]:
-    import torch
+def _pixels(samples: Sequence[Sample]) -> int:
+    return sum(sample.array.shape[0] * sample.array.shape[1] for sample in samples)
 
-    try:
-        yield
-    except torch.cuda.OutOfMemoryError as error:
-        raise ModelError(
-            f"a batch of {batch_size} does not fit in the device's memory: use a smaller --batch-size (with "
-            "--overwrite, since it may change the last digits), --dtype bfloat16, or --device cpu"
-        ) from error
+
+def _room(vae: AutoencoderKL, device: torch.device) -> int | None:
+    """Pixels that a batch may have by the available memory; None where the device itself says when it is full.
+
+    A CPU does not: the system kills the process. The encoder holds about five tensors of the first level's channels
+    at full size (measured: 20 bytes a channel and pixel in float32, 9 in bfloat16).
+    """
+    available = available_memory()
+    if device.type != "cpu" or available is None:
+        return None
+    channels, item = vae.config["block_out_channels"][0], vae.dtype.itemsize
+    return int(_SAFE_SHARE * available / (_TENSORS_AT_FULL_SIZE * channels * item))
 
 
 def to_input(pixels: Array, pixel_range: tuple[float, float]) -> torch.Tensor:
@@ -186,55 +228,6 @@ def to_input(pixels: Array, pixel_range: tuple[float, float]) -> torch.Tensor:
 
     batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().float()
     return batch / 127.5 - 1 if pixel_range == (-1.0, 1.0) else batch / 255
-
-
-def prepare_device(name: str, threads: int) -> torch.device:
-    """The device, set up so that the same input gives the same bytes. Raises ModelError where it is not there."""
-    import torch
-
-    _before.append(
-        (
-            torch.get_num_threads(),
-            torch.backends.cudnn.benchmark,
-            torch.backends.cudnn.deterministic,
-            torch.backends.cudnn.allow_tf32,
-            torch.backends.cuda.matmul.allow_tf32,
-        )
-    )
-    torch.set_num_threads(threads)
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ModelError("device cuda is not there: PyTorch sees no GPU. Use --device cpu, or a CUDA build of PyTorch")
-    if name == "mps" and not torch.backends.mps.is_available():
-        raise ModelError("device mps is not there. Use --device cpu")
-    return torch.device(name)
-
-
-def restore_torch() -> None:
-    """Give back PyTorch's settings as they were before `prepare_device`: they are the whole process's."""
-    import torch
-
-    while _before:
-        threads, benchmark, deterministic, cudnn_tf32, matmul_tf32 = _before.pop()
-        torch.set_num_threads(threads)
-        torch.backends.cudnn.benchmark = benchmark
-        torch.backends.cudnn.deterministic = deterministic
-        torch.backends.cudnn.allow_tf32 = cudnn_tf32
-        torch.backends.cuda.matmul.allow_tf32 = matmul_tf32
-
-
-def choose_device(name: str) -> str:
-    """`auto` becomes cuda, mps or cpu, whichever this machine has first."""
-    if name != "auto":
-        return name
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def load_vae(model: ResolvedModel, device: torch.device, dtype: torch.dtype) -> AutoencoderKL:

@@ -43,7 +43,7 @@ class _FolderSink:
             stage.mkdir(parents=True)
 
     def write(self, name: str, data: bytes) -> StoredFile:
-        with write_errors(self.root / name), open(self.stage / name.replace("/", "+"), "wb") as file:  # noqa: PTH123
+        with write_errors(self.root / name), open(self._staged(len(self.names)), "wb") as file:  # noqa: PTH123
             file.write(data)
         self.names.append(name)
         return _stored(name, data)
@@ -53,9 +53,12 @@ class _FolderSink:
             sync_filesystem(self.stage)
             for folder in {name.rpartition("/")[0] for name in self.names}:
                 (self.root / folder).mkdir(parents=True, exist_ok=True)
-            for name in self.names:
-                os.replace(self.stage / name.replace("/", "+"), self.root / name)  # noqa: PTH105
+            for number, name in enumerate(self.names):
+                os.replace(self._staged(number), self.root / name)  # noqa: PTH105
         remove_tree(self.stage)
+
+    def _staged(self, number: int) -> Path:
+        return self.stage / str(number)
 
     def abort(self) -> None:
         remove_tree(self.stage)

@@ -11,6 +11,7 @@ import json
 import zipfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -18,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from latentmill.errors import SourceError
 from latentmill.files import DIGEST, digest
-from latentmill.records import Outcome, SampleRef, StoredFile
+from latentmill.records import Geometry, Outcome, SampleRef, StoredFile
 
 DATASET_JSON = "dataset.json"
 METADATA_JSON = "latentmill.json"
@@ -55,19 +56,67 @@ class ModelInfo(_Record):
     shift_factor: float | None = None
 
 
-class LatentInfo(_Record):
-    """The stored arrays: `shape` and `dtype` of a file. `scaled` is False: latents are stored as the VAE gave them."""
+class TextModelInfo(_Record):
+    """The text encoder. tokenizer_sha256: over its files. width: D of a vector. is_local: `name` is a folder."""
 
-    shape: list[int]
+    name: str
+    revision: str | None = None
+    class_name: str
+    weights_sha256: str
+    config_sha256: str
+    tokenizer_sha256: str
+    is_local: bool = False
+    width: int
+
+
+class LatentInfo(_Record):
+    """The stored arrays: `shape` and `dtype` of a file. `scaled` is False: latents are stored as the VAE gave them.
+
+    shape: (channels, height, width); height and width are null where every bucket has its own.
+    """
+
+    shape: list[int | None]
     dtype: str
     statistic: Literal["moments", "mean", "sample"]
     scaled: bool = False
     pixel_range: tuple[float, float]
     compute_dtype: str
 
+    @property
+    def fixed_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width), where all files have the same. Raises SourceError."""
+        channels, height, width = self.shape
+        if channels is None or height is None or width is None:
+            raise SourceError("these latents have a shape of their own in every bucket")
+        return channels, height, width
+
+
+class BucketInfo(_Record):
+    """How images became pixels: `table` is a line of ratio=HEIGHTxWIDTH, `fit` and `resample` see `transforms.fit`."""
+
+    table: str
+    fit: Literal["stretch", "cover", "pad"]
+    resample: str
+
+
+class TextInfo(_Record):
+    """The stored text features, (1, L, width): L is max_length where they are padded, else each caption's real tokens.
+
+    label: which of the captions. empty: the file with the features of the empty caption, and its digest.
+    """
+
+    label: str
+    max_length: int
+    padded: bool
+    dtype: str
+    width: int
+    compute_dtype: str
+    empty: str
+    empty_digest: str = ""
+
 
 class Statistics(_Record):
-    """Per channel, over every stored latent and position.
+    """Per channel, over every stored latent and position (each image counts the same, whatever its size).
 
     mean, std: of what is stored (of `moments`: of the posterior's mean). std_sampled: of samples drawn from the
     posterior, sqrt(std² + mean of the posterior's variance); equal to `std` where no posterior is stored.
@@ -91,11 +140,15 @@ class Metadata(_Record):
     """`latentmill.json`. No time and no path in it (but the model's, as given): the same work, the same bytes."""
 
     format: Literal["latentmill/1"] = "latentmill/1"
-    kind: Literal["images", "latents"]
+    kind: Literal["images", "latents", "text"]
+    layout: str = ""  # code of the layout; "" in what the first version made
     counts: Counts
     image_size: tuple[int, int] | None = None
+    buckets: BucketInfo | None = None
     latent: LatentInfo | None = None
     model: ModelInfo | None = None
+    text: TextInfo | None = None
+    text_model: TextModelInfo | None = None
     statistics: Statistics | None = None
     classes: list[str] | None = None
     notes: dict[str, int] = {}
@@ -203,12 +256,16 @@ def row_json(outcome: Outcome, output: str | None = None) -> str:
     ref = outcome.ref
     row: dict[str, object] = {"index": ref.index, "key": ref.key, "stat": ref.stat, "label": ref.label}
     row["source"] = outcome.digest
+    if ref.caption is not None:
+        row |= {"caption": ref.caption, "tokens": ref.tokens}
+    if outcome.geometry is not None:
+        row["geometry"] = asdict(outcome.geometry)
     if outcome.notes:
         row["notes"] = list(outcome.notes)
     if outcome.stage:
         row["reject"] = [outcome.stage, outcome.reason]
     elif outcome.skipped:
-        row["skipped"] = True
+        row["skipped"] = outcome.reason or True
     elif output is None:
         row["files"] = {name: [f.name, f.size, f.digest, f.crc] for name, f in outcome.files.items()}
     else:
@@ -221,7 +278,9 @@ def row_json(outcome: Outcome, output: str | None = None) -> str:
 
 def row_outcome(row: dict[str, Any], output: str | None = None) -> Outcome:
     """The inverse of `row_json`."""
-    ref = SampleRef(row["index"], row["key"], row["stat"], row["label"])
+    ref = SampleRef(
+        row["index"], row["key"], row["stat"], row["label"], caption=row.get("caption"), tokens=row.get("tokens", 0)
+    )
     if output is None:
         files = {name: StoredFile(*values) for name, values in row.get("files", {}).items()}
     elif "name" in row:
@@ -229,5 +288,22 @@ def row_outcome(row: dict[str, Any], output: str | None = None) -> Outcome:
     else:
         files = {}
     stage, reason = row.get("reject", ("", ""))
-    sums, notes = tuple(row.get("sums", ())), tuple(row.get("notes", ()))
-    return Outcome(ref, row["source"], notes, files, sums, row.get("skipped", False), stage, reason)
+    skipped = row.get("skipped", False)
+    return Outcome(
+        ref,
+        row["source"],
+        tuple(row.get("notes", ())),
+        files,
+        tuple(row.get("sums", ())),
+        bool(skipped),
+        stage,
+        skipped if isinstance(skipped, str) else reason,
+        row_geometry(row),
+    )
+
+
+def row_geometry(row: dict[str, Any]) -> Geometry | None:
+    """How the row's image became its bucket's pixels; None where that is not recorded."""
+    if "geometry" not in row:
+        return None
+    return Geometry(**{name: tuple(value) for name, value in row["geometry"].items()})

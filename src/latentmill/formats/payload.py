@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zipfile
 import zlib
 
 import numpy as np
@@ -11,6 +12,8 @@ from PIL import Image
 
 from latentmill.records import Array
 
+# What reading a damaged or missing array, image or archive member is seen to raise.
+ARRAY_ERRORS = (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _COLOUR_RGB, _EIGHT_BIT = 2, 8
 _STORED_BLOCK = 0xFFFF  # the most bytes that a stored deflate block holds (RFC 1951, 3.2.4)

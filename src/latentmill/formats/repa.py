@@ -28,9 +28,11 @@ class ImageLayout:
     """Square 8-bit RGB PNGs."""
 
     kind = "images"
+    code = "repa/images"
+    labelled = True
     member = re.compile(r"\d{5}/img\d{8}\.png")
 
-    def name(self, number: int) -> str:
+    def name(self, number: int, key: str = "") -> str:
         return f"{_chunk(number)}/img{number:08d}.png"
 
     def to_bytes(self, array: Array) -> bytes:
@@ -49,9 +51,14 @@ class LatentLayout:
 
     statistic: str = "moments"
     kind = "latents"
+    labelled = True
     member = re.compile(r"\d{5}/img-(mean-std|mean|sample)-\d{8}\.npy")
 
-    def name(self, number: int) -> str:
+    @property
+    def code(self) -> str:
+        return f"repa/latents/{self.statistic}"
+
+    def name(self, number: int, key: str = "") -> str:
         prefix = {"moments": "mean-std", "mean": "mean", "sample": "sample"}[self.statistic]
         return f"{_chunk(number)}/img-{prefix}-{number:08d}.npy"
 
@@ -60,9 +67,6 @@ class LatentLayout:
 
     def from_bytes(self, data: bytes) -> Array:
         return npy_array(data)
-
-
-Layout = ImageLayout | LatentLayout
 
 
 def converted_number(key: str) -> int | None:

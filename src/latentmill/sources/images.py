@@ -142,7 +142,7 @@ class ImageSource:
         seen: set[str] = set()
         for info in infos:
             key = info.filename
-            if info.is_dir() or not _is_image(key):
+            if info.is_dir() or not is_image(key):
                 continue
             stat, fault = f"{info.file_size}-{info.CRC:08x}", ""
             if ".." in key.split("/") or key.startswith("/") or "\\" in key:
@@ -159,8 +159,8 @@ class ImageSource:
         found = _Found()
         loops: list[str] = []
         prefix = len(os.path.join(self.path, ""))  # noqa: PTH118 - with its separator
-        for path, entry in _walk(str(self.path), loops):
-            if not _is_image(entry.name):
+        for path, entry in walk(str(self.path), loops):
+            if not is_image(entry.name):
                 continue
             key = path[prefix:].replace(os.sep, "/")
             try:
@@ -169,9 +169,7 @@ class ImageSource:
                 found.add(key, f"{stat.st_size}-{stat.st_mtime_ns}", fault=fault)
             except OSError as error:
                 found.add(key, "", fault=error.strerror or str(error))
-        if loops:
-            shown = ", ".join(map(printable, loops[:3])) + (f" and {len(loops) - 3} more" if len(loops) > 3 else "")
-            warnings.append(f"links not followed, since they lead back to a parent folder: {shown}")
+        warnings += told_loops(loops)
         return found
 
     def _refuse_stray(self, found: _Found, metadata: Metadata | None, digests: dict[str, str]) -> None:
@@ -253,7 +251,16 @@ class LatentSource(ImageSource):
         return Listing(count, metadata.classes, [], True, refs)
 
 
-def _is_image(name: str) -> bool:
+def told_loops(loops: list[str]) -> list[str]:
+    """The warning, if any, of the links that `walk` did not follow."""
+    if not loops:
+        return []
+    shown = ", ".join(map(printable, loops[:3])) + (f" and {len(loops) - 3} more" if len(loops) > 3 else "")
+    return [f"links not followed, since they lead back to a parent folder: {shown}"]
+
+
+def is_image(name: str) -> bool:
+    """Whether a file of this name counts as an image: its extension is one that Pillow knows."""
     return os.path.splitext(name)[1].lower() in source_extensions()  # noqa: PTH122 - a million times
 
 
@@ -262,7 +269,7 @@ def _top_folder(key: str) -> str:
     return top if slash else ""
 
 
-def _walk(
+def walk(
     folder: str, loops: list[str], parents: tuple[tuple[int, int], ...] = ()
 ) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Every file below `folder`, links followed, except a link to a folder that it lies in (added to `loops`)."""
@@ -283,6 +290,6 @@ def _walk(
         if is_folder and entry.name == WORK_FOLDER:
             continue
         if is_folder:
-            yield from _walk(entry.path, loops, (*parents, identity))
+            yield from walk(entry.path, loops, (*parents, identity))
         else:
             yield entry.path, entry

@@ -1,0 +1,151 @@
+"""Text features of a captioned source's captions, as PixArt reads them: trimmed to the real tokens, or padded."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from latentmill.batching import ByTokens
+from latentmill.common import (
+    announced,
+    captioned_source,
+    check_feature_folder,
+    series,
+    stored_int,
+    torch_given_back,
+)
+from latentmill.config import TextFeatureSettings, validated
+from latentmill.destination import stored_fingerprint
+from latentmill.errors import ModelError, SampleError
+from latentmill.estimate import announce_output
+from latentmill.finish import Description
+from latentmill.formats.containers import FolderContainer
+from latentmill.formats.metadata import TextInfo
+from latentmill.formats.pixart import EMPTY_CAPTION, PixArtText, ReaderKind, check_names, text_folder
+from latentmill.job import Job
+from latentmill.loading import CaptionLoad
+from latentmill.outcome import Event, Result, Tell, quiet
+from latentmill.records import Encoded, Listing, Sample, SampleRef
+from latentmill.sources.features import Captions
+from latentmill.system import usable_cores
+from latentmill.worker import Output
+
+if TYPE_CHECKING:
+    from latentmill.encoders.text import TextEncoderSpec
+
+_NPZ_OVERHEAD, _ROW_BYTES = 700, 600
+_PROBE_CAPTIONS = 8
+_CAPTIONS_AHEAD = 64
+
+
+def text_features(data_info: str | Path, dest: str | Path, *, tell: Tell = quiet, **settings: Any) -> Result:
+    """Text features of one caption of every row of a captioned source, and of the empty caption.
+
+    settings: the fields of `config.TextFeatureSettings`. Raises LatentmillError.
+    """
+    from latentmill.encoders.device import choose_device
+    from latentmill.encoders.models import resolve_text
+    from latentmill.encoders.text import TextSpec
+
+    chosen = validated(TextFeatureSettings, {"data_info": data_info, "dest": dest, **settings})
+    reader: ReaderKind = chosen.reader or "multi"
+    place = FolderContainer(chosen.dest / text_folder(chosen.label, chosen.suffix))
+    found = captioned_source(chosen, needs_images=False)
+    check_feature_folder(place, found)
+    check_names((row.key for row in found.rows), reader, ".npz")
+    made_with = {} if chosen.overwrite else stored_fingerprint(place)
+    threads = chosen.threads or stored_int(made_with, "threads") or usable_cores()
+    model = resolve_text(chosen.text_encoder, chosen.text_revision)
+    spec = TextSpec(model, choose_device(chosen.device), chosen.dtype, chosen.max_length, threads)
+    captions = Captions(
+        found,
+        chosen.label,
+        chosen.missing_caption,
+        lambda texts: [len(tokens.ids) for tokens in spec.tokenize(texts)],
+        chosen.start_index,
+        chosen.end_index,
+    )
+    listing = captions.listing()
+    layout = PixArtText(reader, chosen.max_length if chosen.pad else None)
+    tell(Event("plan", f"{model.info.name}: {spec.width} wide; {threads} threads on {spec.device}, {chosen.dtype}"))
+    _announce_text(listing, chosen, spec.width, place.path, tell)
+    describe = Description(
+        {
+            "reader": reader,
+            "device": spec.device.partition(":")[0],
+            "dtype": chosen.dtype,
+            "threads": threads,
+            "label": chosen.label,
+            "max_length": chosen.max_length,
+            "pad": chosen.pad,
+            "token_budget": chosen.token_budget,
+            "text_weights": model.info.weights_sha256,
+            "text_config": model.info.config_sha256,
+            "tokenizer": model.info.tokenizer_sha256,
+            "torch": series("torch"),
+            "transformers": series("transformers"),
+        },
+        text=TextInfo(
+            label=chosen.label,
+            max_length=chosen.max_length,
+            padded=chosen.pad,
+            dtype="float16",
+            width=spec.width,
+            compute_dtype=chosen.dtype,
+            empty=EMPTY_CAPTION,
+        ),
+        text_model=model.info,
+        empty_caption=lambda: layout.to_bytes(_one(spec, "").array),
+    )
+    job = Job(
+        source=captions,
+        load=CaptionLoad(spec),
+        encoder=spec,
+        outputs=(Output("text", layout, place, encoded=True),),
+        describe={"text": describe},
+        batching=ByTokens(chosen.token_budget),
+        batch_size=_CAPTIONS_AHEAD,
+        load_threads=1,
+        workers=1,
+        max_failures=chosen.max_failures,
+        measure=lambda refs: _seconds_a_token(spec, refs),
+        check=chosen.check,
+        overwrite=chosen.overwrite,
+        patient=chosen.wait,
+        tell=tell,
+    )
+    with torch_given_back():
+        return job.run(announced(listing, tell))
+
+
+def _announce_text(listing: Listing, chosen: TextFeatureSettings, width: int, dest: Path, tell: Tell) -> None:
+    refs = [ref for ref in listing.refs() if listing.wanted(ref) and not ref.fault]
+    tokens = sum(ref.tokens for ref in refs)
+    stored = len(refs) * chosen.max_length if chosen.pad else tokens
+    distinct = len({ref.caption for ref in refs})
+    what = f"{len(refs):,} captions ({distinct:,} distinct) of {tokens / max(len(refs), 1):.1f} tokens"
+    announce_output(what, stored * width * 2 + len(refs) * (_NPZ_OVERHEAD + _ROW_BYTES), dest, tell)
+
+
+def _one(spec: TextEncoderSpec, caption: str) -> Encoded:
+    """The features of one caption alone. Raises ModelError."""
+    sample = Sample(SampleRef(0, "", ""), spec.tokenize([caption])[0].ids, "")
+    result = spec.open().encode([sample])[0]
+    if isinstance(result, SampleError):
+        raise ModelError(f"the empty caption cannot be encoded: {result.reason}")
+    return result
+
+
+def _seconds_a_token(spec: TextEncoderSpec, refs: Sequence[SampleRef]) -> float:
+    """Seconds that one token takes in a small batch: an upper bound, since batches of a whole budget are faster."""
+    texts = [ref.caption for ref in refs if ref.caption is not None][:_PROBE_CAPTIONS]
+    samples = [Sample(SampleRef(0, "", ""), tokens.ids, "") for tokens in spec.tokenize(texts)]
+    if not samples:
+        return 0.01
+    encoder = spec.open()
+    encoder.encode(samples[:1])  # warms up
+    start = time.perf_counter()
+    encoder.encode(samples[1:] or samples)
+    return (time.perf_counter() - start) / sum(len(sample.array) for sample in samples[1:] or samples)

@@ -1,0 +1,44 @@
+"""The batch size that encodes the most images a second on this machine, by trying."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from latentmill.errors import SampleError
+from latentmill.records import SMALLER_BATCH, TILED, Array, Sample, SampleRef
+from latentmill.stages import Encoder
+
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+_WORTH = 1.05  # a larger batch must be this much faster: it costs memory, and loses more work to a failure
+_LONGEST_SECONDS = 20.0  # of one trial; a larger one is not begun
+
+
+def best_batch_size(encoder: Encoder, size: tuple[int, int]) -> tuple[int, dict[int, float]]:
+    """The smallest batch size that is about as fast as any for pixels of (height, width), and images/s by size.
+
+    Each size is timed once after one warm-up of the smallest, until a batch does not fit or takes too long.
+    """
+    noise = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    rates: dict[int, float] = {}
+    encoder.encode(_samples(noise, 1))
+    for count in _SIZES:
+        start = time.perf_counter()
+        results = encoder.encode(_samples(noise, count))
+        seconds = time.perf_counter() - start
+        noted = {note for result in results if not isinstance(result, SampleError) for note in result.notes}
+        if noted & {SMALLER_BATCH, TILED} and rates:
+            break
+        rates[count] = count / max(seconds, 1e-9)
+        if 2 * seconds > _LONGEST_SECONDS:
+            break
+    best = min(rates)
+    for count, rate in rates.items():
+        if rate > _WORTH * rates[best]:
+            best = count
+    return best, rates
+
+
+def _samples(pixels: Array, count: int) -> list[Sample]:
+    return [Sample(SampleRef(number, "", ""), pixels, "") for number in range(count)]

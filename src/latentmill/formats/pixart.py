@@ -1,0 +1,179 @@
+"""The text-to-image layouts that PixArt-Sigma's readers open: a feature folder each for latents and for captions.
+
+Its two readers look for different names: the multi-scale one takes the image's path with its last `/` turned into
+`_`, the single-scale one its base name. A file is named as its reader will look for it.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from latentmill.errors import SourceError
+from latentmill.files import printable
+from latentmill.formats.payload import npy_array, npy_bytes
+from latentmill.formats.stored_zip import directory_entry, end_records, local_header
+from latentmill.records import Array
+
+ReaderKind = Literal["multi", "single"]
+EMPTY_CAPTION = "latentmill-empty.npz"  # of text features: those of the empty caption
+MAX_RATIO = 4.5  # height/width over which the reader leaves an image out
+# In this order, wherever they occur in a path; the single-scale reader replaces the first alone.
+_REPLACED = (".png", ".jpg", ".webp", ".jpeg", ".JPEG", ".JPG")
+_MAX_NAME_BYTES = 255  # of one part of a path, on the filesystems that are used
+_SHOWN = 5
+_FEATURE, _MASK = "caption_feature", "attention_mask"
+_CODE = re.compile(r"pixart/(?:latents/(multi|single)|text/(multi|single)(?:/padded-(\d+))?)")
+
+
+def feature_name(key: str, reader: ReaderKind, suffix: str) -> str:
+    """The name under which a reader opens the features (`.npy` or `.npz`) of the image at `key`."""
+    if reader == "single":
+        return key.rpartition("/")[2].replace(_REPLACED[0], suffix)
+    folder, slash, base = key.rpartition("/")
+    name = f"{folder}_{base}" if slash else base
+    for extension in _REPLACED:
+        name = name.replace(extension, suffix)
+    return name
+
+
+def check_names(keys: Iterable[str], reader: ReaderKind, suffix: str) -> None:
+    """Refuse, before any work, paths that the reader cannot map to a file of their own. Raises SourceError."""
+    taken: dict[str, str] = {EMPTY_CAPTION: "the features of the empty caption"}
+    wrong: list[str] = []
+    for key in keys:
+        name = feature_name(key, reader, suffix)
+        if not name.endswith(suffix):
+            allowed = _REPLACED if reader == "multi" else _REPLACED[:1]
+            wrong.append(f"{printable(key)} (the {reader}-scale reader maps names in {', '.join(allowed)} only)")
+        elif any(len(part.encode("utf-8", "surrogateescape")) > _MAX_NAME_BYTES for part in name.split("/")):
+            wrong.append(f"{printable(key)} (its file name would be over {_MAX_NAME_BYTES} bytes)")
+        elif name in taken:
+            wrong.append(f"{printable(key)} and {printable(taken[name])} (both are {printable(name)})")
+        else:
+            taken[name] = key
+    if wrong:
+        more = f" and {len(wrong) - _SHOWN:,} more" if len(wrong) > _SHOWN else ""
+        raise SourceError(
+            f"PixArt's {reader}-scale reader cannot tell these paths apart or find them: "
+            f"{'; '.join(wrong[:_SHOWN])}{more}. `latentmill import` makes names that it can"
+            + ("; the multi-scale reader takes nested folders (--reader multi)" if reader == "single" else "")
+        )
+
+
+def latents_folder(resolution: int, multi_scale: bool, suffix: str = "") -> str:
+    """The folder of latents under `InternData`."""
+    return f"img_sdxl_vae_features_{resolution}resolution{'_ms' if multi_scale else ''}_new" + _appended(suffix)
+
+
+def text_folder(label: str, suffix: str = "") -> str:
+    """The folder of a caption's features under `InternData`: every `prompt_` in it is removed."""
+    return f"{label}_caption_features_new".replace("prompt_", "") + _appended(suffix)
+
+
+def _appended(suffix: str) -> str:
+    return f"_{suffix}" if suffix else ""
+
+
+@dataclass(frozen=True)
+class PixArtLatents:
+    """Moments, (2C, h/8, w/8) each, in `.npy`."""
+
+    reader: ReaderKind
+    kind = "latents"
+    labelled = False
+
+    @property
+    def code(self) -> str:
+        return f"pixart/latents/{self.reader}"
+
+    def name(self, number: int, key: str = "") -> str:
+        return feature_name(key, self.reader, ".npy")
+
+    def to_bytes(self, array: Array) -> bytes:
+        return npy_bytes(array)
+
+    def from_bytes(self, data: bytes) -> Array:
+        return npy_array(data)
+
+
+@dataclass(frozen=True)
+class PixArtText:
+    """Text features in `.npz`: `caption_feature` float16 (1, L, D) and `attention_mask` int16 (1, L).
+
+    padded: L of every file; the last real vector is repeated up to it, as the reader does with shorter ones, and the
+    mask is 0 there. None: each caption's real tokens alone.
+    """
+
+    reader: ReaderKind
+    padded: int | None = None
+    kind = "text"
+    labelled = False
+
+    @property
+    def code(self) -> str:
+        return f"pixart/text/{self.reader}" + (f"/padded-{self.padded}" if self.padded else "")
+
+    def name(self, number: int, key: str = "") -> str:
+        return feature_name(key, self.reader, ".npz")
+
+    def to_bytes(self, array: Array) -> bytes:
+        """float16 (L, D), the real tokens -> a file."""
+        real = len(array)
+        length = self.padded or real
+        feature = np.concatenate([array, np.repeat(array[-1:], length - real, axis=0)])
+        mask = (np.arange(length) < real).astype(np.int16)
+        members = {f"{_FEATURE}.npy": npy_bytes(feature[None]), f"{_MASK}.npy": npy_bytes(mask[None])}
+        return _deflated(members) if self.padded else _stored(members)
+
+    def from_bytes(self, data: bytes) -> Array:
+        """The real tokens, float16 (L, D). Raises ValueError where the file is not what `to_bytes` makes."""
+        with np.load(io.BytesIO(data), allow_pickle=False) as members:
+            feature, mask = members[_FEATURE], members[_MASK]
+        if feature.ndim != 3 or len(feature) != 1 or mask.shape != feature.shape[:2] or mask.dtype != np.int16:
+            raise ValueError(f"feature {feature.shape} and mask {mask.dtype} {mask.shape} do not belong together")
+        real = int(mask.sum())
+        if not real or (mask[0, :real] != 1).any() or feature.shape[1] != (self.padded or real):
+            raise ValueError(f"{feature.shape[1]} positions of which {real} are real")
+        array: Array = feature[0, :real]
+        return array
+
+
+def _stored(members: dict[str, bytes]) -> bytes:
+    """A zip of stored members: as small as deflated for numbers like these, and read much faster."""
+    parts: list[bytes] = []
+    entries: list[bytes] = []
+    offset = 0
+    for name, data in members.items():
+        crc = zlib.crc32(data)
+        entries.append(directory_entry(name, len(data), crc, offset))
+        parts += [local_header(name, len(data), crc), data]
+        offset += len(parts[-2]) + len(data)
+    directory = b"".join(entries)
+    return b"".join([*parts, directory, end_records(len(members), len(directory), offset)])
+
+
+def _deflated(members: dict[str, bytes]) -> bytes:
+    """A zip whose repeated vectors take no room."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, data in members.items():
+            archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
+    return file.getvalue()
+
+
+def layout_of(code: str) -> PixArtLatents | PixArtText | None:
+    """The layout that a code describes; None where it is none of PixArt's."""
+    match = _CODE.fullmatch(code)
+    if match is None:
+        return None
+    latents, text, padded = match.groups()
+    reader: ReaderKind = "single" if "single" in (latents, text) else "multi"
+    return PixArtLatents(reader) if latents else PixArtText(reader, int(padded) if padded else None)

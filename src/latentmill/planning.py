@@ -1,0 +1,256 @@
+"""Writing a plan: what is listed now is paired with what was made before, and the rest cut into batches and shards."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from latentmill.files import LineDigest, digest_lines, remove_tree, replace_text, replacing, write_errors
+from latentmill.formats.metadata import Value, row_json
+from latentmill.manifest import PLAN_FORMAT, Kept, Plan
+from latentmill.records import Listing, Outcome, SampleRef
+from latentmill.stages import Batching
+
+
+class Changes(NamedTuple):
+    """What an update will do, counted. `redo`: of what is dropped, images that are still there but changed."""
+
+    compute: int
+    keep: int
+    rename: int
+    drop: int
+    redo: int
+
+
+def listing_digest(listing: Listing) -> str:
+    """Changes when an image is added, removed, changed, renumbered or relabelled, a class renamed, or more wanted."""
+    unwanted = (f"unwanted {ref.key}" for ref in listing.refs() if not listing.wanted(ref))
+    return digest_lines(chain(map(_listing_line, listing.refs()), listing.classes or (), unwanted))
+
+
+def _listing_line(ref: SampleRef) -> str:
+    return f"{ref.index} {ref.key} {ref.stat} {ref.label} {ref.digest}"
+
+
+def _kept_line(item: Kept) -> bytes:
+    row = row_json(item.outcome)
+    return f'{{"row":{row},"where":{json.dumps(item.where)}}}\n'.encode()
+
+
+@dataclass(frozen=True)
+class Update:
+    """What an update starts from.
+
+    earlier: results that lie on disk, in order of key. name_of: the name that an output gives a sample. match: how
+    images find their earlier results. accept: told what would change, and the source digest that the dataset would
+    have; unless it gives True, all stays as it was.
+    """
+
+    earlier: Iterator[Kept]
+    name_of: Callable[[str, SampleRef], str]
+    match: Matcher
+    accept: Callable[[Changes, str], bool]
+
+
+@dataclass(frozen=True)
+class ShardSize:
+    """A shard ends before the batch that would begin at `images` samples or `cost` (see `stages.Batching`) or more."""
+
+    images: int
+    cost: float = math.inf
+
+
+def write_plan(
+    work: Path,
+    listing: Listing,
+    batching: Batching,
+    shard_size: Callable[[], ShardSize],
+    *,
+    fingerprint: dict[str, Value],
+    layouts: dict[str, str],
+    asked_digest: str,
+    update: Update | None = None,
+) -> tuple[Plan | None, Changes]:
+    """Write the next plan of a work folder, and remove the ones before it; None where an update was not accepted.
+
+    shard_size: asked once there is anything to compute.
+    """
+    last = max((int(path.name[5:]) for path in work.glob("plan-*")), default=0)
+    folder = work / f"plan-{last + 1:04d}"
+    remove_tree(folder)
+    with write_errors(folder):
+        (folder / "shards").mkdir(parents=True)
+    writer = _PlanWriter(batching, shard_size, update)
+    with (
+        replacing(folder / "samples.jsonl") as samples,
+        replacing(folder / "kept.jsonl") as kept,
+        replacing(folder / "dropped.jsonl") as dropped,
+    ):
+        refs = writer.to_compute(listing, kept, dropped)
+        if batching.sorts:
+            refs = iter(sorted(refs, key=lambda ref: (batching.key(ref), ref.index)))
+        for ref, first in batching.cut(refs):
+            samples.write(writer.compute(ref, first))
+    source = writer.source_digest(listing.classes)
+    plan = Plan(
+        folder,
+        last + 1,
+        update=update is not None,
+        listed=writer.listed,
+        asked_digest=asked_digest,
+        source_digest=source,
+        fingerprint=fingerprint,
+        layouts=layouts,
+        classes=listing.classes,
+        sorted=batching.sorts,
+        shards=writer.shards,
+    )
+    changes = Changes(plan.images, writer.kept, writer.rename, writer.drop, writer.redo)
+    if update is not None and not update.accept(changes, source):
+        return None, changes
+    table = {key: value for key, value in vars(plan).items() if key != "folder"}
+    replace_text(folder / "plan.json", json.dumps({"format": PLAN_FORMAT, **table}))
+    for old_folder in work.glob("plan-*"):
+        if old_folder != folder:
+            remove_tree(old_folder)
+    return plan, changes
+
+
+class _PlanWriter:
+    """Counts while a plan is written, and cuts what is to be computed into shards of whole batches."""
+
+    def __init__(self, batching: Batching, shard_size: Callable[[], ShardSize], update: Update | None) -> None:
+        self.batching, self.update = batching, update
+        self._ask_shard_size = shard_size
+        self.shards: list[tuple[int, int]] = []
+        self.offset = self.listed = self.kept = self.rename = self.drop = self.redo = 0
+        self.cost = 0.0
+        self.dropped_key = ""
+        self.computed: set[str] = set()  # keys, in an update until anything is kept
+        self._digest = LineDigest()
+
+    def to_compute(self, listing: Listing, kept: BinaryIO, dropped: BinaryIO) -> Iterator[SampleRef]:
+        """What is listed and not there yet; what an update keeps and drops is written on the way."""
+        if self.update is None:
+            pairs: Iterator[tuple[SampleRef | None, Kept | None]] = ((ref, None) for ref in listing.refs())
+        else:
+            pairs = self.update.match(listing.refs(), self.update.earlier)
+        for ref, old in pairs:
+            if old is not None and ref is None:
+                dropped.write(self._discard(old))
+            if ref is None or (old is None and not listing.wanted(ref)):
+                continue
+            self.listed += 1
+            self._digest.add(_listing_line(ref))
+            if old is not None:
+                kept.write(self._keep(ref, old))
+                continue
+            self.redo += ref.key == self.dropped_key
+            if self.update is not None and not self.kept:
+                self.computed.add(ref.key)
+            yield ref
+
+    @cached_property
+    def shard_size(self) -> ShardSize:
+        return self._ask_shard_size()
+
+    def source_digest(self, classes: list[str] | None) -> str:
+        """What `listing_digest` would give where all that is listed is wanted."""
+        for name in classes or ():
+            self._digest.add(name)
+        return self._digest.hex()
+
+    def compute(self, ref: SampleRef, first: bool) -> bytes:
+        row = [ref.index, ref.key, ref.stat, ref.label, ref.where, ref.digest, ref.fault]
+        more = {name: getattr(ref, name) for name in ("skip", "size", "caption", "tokens") if getattr(ref, name)}
+        if ref.caption is not None:
+            more["caption"] = ref.caption
+        line = json.dumps([int(first), row, more], separators=(",", ":")).encode() + b"\n"
+        if not self.shards or (
+            first and (self.shards[-1][1] >= self.shard_size.images or self.cost >= self.shard_size.cost)
+        ):
+            self.shards.append((self.offset, 0))
+            self.cost = 0.0
+        self.shards[-1] = (self.shards[-1][0], self.shards[-1][1] + 1)
+        self.cost += self.batching.cost(ref)
+        self.offset += len(line)
+        return line
+
+    def _discard(self, old: Kept) -> bytes:
+        self.drop += 1
+        self.dropped_key = old.outcome.ref.key
+        self.redo += self.dropped_key in self.computed
+        return _kept_line(old)
+
+    def _keep(self, ref: SampleRef, old: Kept) -> bytes:
+        assert self.update is not None
+        name_of = self.update.name_of
+        files = {output: replace(stored, name=name_of(output, ref)) for output, stored in old.outcome.files.items()}
+        self.kept += 1
+        self.computed.clear()
+        self.rename += any(files[output].name != where for output, where in old.where.items())
+        return _kept_line(Kept(replace(old.outcome, ref=ref, files=files), old.where))
+
+
+SameContent = Callable[[SampleRef, Outcome], bool]
+Matcher = Callable[[Iterable[SampleRef], Iterator[Kept]], Iterator[tuple[SampleRef | None, Kept | None]]]
+
+
+def match_by_key(
+    refs: Iterable[SampleRef],
+    earlier: Iterator[Kept],
+    same_content: SameContent = lambda ref, old: ref.stat == old.ref.stat,
+) -> Iterator[tuple[SampleRef | None, Kept | None]]:
+    """Pair what is listed now with what was made earlier: (ref, result to keep or None), (None, result to drop).
+
+    Both come in order of key, so neither is held. A result whose image could not be read is never kept: a
+    permission or a network may have been mended since, which no size or time shows.
+    """
+    old = next(earlier, None)
+    for ref in refs:
+        while old is not None and old.outcome.ref.key < ref.key:
+            yield None, old
+            old = next(earlier, None)
+        found = None  # an update that was cut off may have left an image's old and its new result
+        while old is not None and old.outcome.ref.key == ref.key:
+            if found is None and old.outcome.stage not in ("read", "list") and same_content(ref, old.outcome):
+                found = old
+            else:
+                yield None, old
+            old = next(earlier, None)
+        yield ref, found
+    while old is not None:
+        yield None, old
+        old = next(earlier, None)
+
+
+def match_by_digest(
+    refs: Iterable[SampleRef],
+    earlier: Iterator[Kept],
+    same_content: SameContent = lambda ref, old: ref.stat == old.ref.stat,
+) -> Iterator[tuple[SampleRef | None, Kept | None]]:
+    """As `match_by_key`, for sources that tell each image's digest: an image that was only renumbered is found again.
+
+    The digest is the source's word, not read from the bytes, so `same_content` is asked as well.
+    """
+    table: dict[str, dict[str, list[Kept]]] = {}  # digest -> stat -> results; copies of one image may be many
+    for item in earlier:
+        table.setdefault(item.outcome.digest, {}).setdefault(item.outcome.ref.stat, []).append(item)
+    for ref in refs:
+        by_stat = table.get(ref.digest, {}) if ref.digest else {}
+        stat = ref.stat if ref.stat in by_stat else next(iter(by_stat), None)
+        if stat is None or not same_content(ref, by_stat[stat][-1].outcome):
+            yield ref, None
+            continue
+        yield ref, by_stat[stat].pop()
+        if not by_stat[stat]:
+            del by_stat[stat]
+    left = (item for by_stat in table.values() for items in by_stat.values() for item in items)
+    for item in sorted(left, key=lambda item: item.outcome.ref.key):
+        yield None, item

@@ -1,0 +1,151 @@
+"""Images with captions: a folder with a text file beside each image, or a table (PixArt's JSON, JSON lines, CSV)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from latentmill.batching import prefetched
+from latentmill.errors import ConfigError, SourceError
+from latentmill.files import printable
+from latentmill.sources.caption_files import TABLES
+from latentmill.sources.caption_rows import NOT_UTF8, PROMPT, CaptionedImage, Missing, caption_of, numbered
+from latentmill.sources.caption_tables import read_table
+from latentmill.sources.images import is_image, told_loops, walk
+
+__all__ = ["CaptionedImage", "CaptionedSet", "Missing", "caption_of", "captioned"]
+
+DATA_FOLDER, IMAGE_FOLDER, DATA_INFO = "InternData", "InternImgs", "data_info.json"  # a PixArt dataset's
+_READ_THREADS = 8
+_FILES_A_TASK = 64
+_MAX_CAPTION_BYTES = 1 << 20  # no caption is so long: somebody's data has its name
+
+
+@dataclass(frozen=True)
+class CaptionedSet:
+    """Images and their captions. images: the folder that keys are relative to. rows: in the source's order.
+
+    names: of the captions, in order of appearance. warnings: for the person.
+    """
+
+    path: Path
+    images: Path
+    rows: list[CaptionedImage]
+    names: list[str]
+    warnings: list[str]
+
+
+def captioned(
+    path: Path | str,
+    *,
+    images: Path | str | None = None,
+    caption_extension: str = ".txt",
+    multi_line: bool = False,
+    path_column: str | None = None,
+    caption_columns: Mapping[str, str] | Sequence[str] | None = None,
+    needs_images: bool = True,
+) -> CaptionedSet:
+    """Everything that a captioned source says; images are not opened. Raises SourceError, ConfigError.
+
+    A folder is walked; the caption of `NAME.png` is `NAME.txt` beside it, named `prompt`. A folder with
+    `InternData/data_info.json` and `InternImgs` is read by that table.
+
+    images: the images' folder of a table; else `InternImgs` for a table in `InternData`, else the table's own folder.
+    caption_extension, multi_line (every line that is not empty is a caption: `prompt`, `prompt_2`, …): of a folder.
+    path_column, caption_columns (by caption name, or names alone): of a table; else told by the usual names.
+    needs_images: whether a table's images must be there.
+    """
+    path = Path(path)
+    table = path / DATA_FOLDER / DATA_INFO
+    if path.is_dir() and table.is_file() and (path / IMAGE_FOLDER).is_dir():
+        path = table
+    if path.is_dir():
+        if images is not None or path_column is not None or caption_columns is not None:
+            raise ConfigError(f"an images' folder and columns can be named for a table only. Found a folder: {path}")
+        return _folder(path, "." + caption_extension.removeprefix("."), multi_line)
+    if not path.exists():
+        raise SourceError(f"the source does not exist: {path}")
+    if path.suffix.lower() not in TABLES:
+        raise SourceError(f"the source must be a folder or a table ({', '.join(TABLES)}). Found: {path}")
+    root = Path(images) if images is not None else _images_of(path)
+    if needs_images and not root.is_dir():
+        raise SourceError(
+            f"the images of {path} were looked for in {root}, which is no folder. Name the folder (images)"
+        )
+    return CaptionedSet(path, root, *read_table(path, path_column, caption_columns))
+
+
+def _images_of(table: Path) -> Path:
+    parts = table.absolute().parent.parts
+    if DATA_FOLDER not in parts:
+        return table.parent
+    return Path(*(IMAGE_FOLDER if part == DATA_FOLDER else part for part in parts))
+
+
+def _folder(path: Path, extension: str, multi_line: bool) -> CaptionedSet:
+    keys, beside, warnings = _listing(path, extension)
+    if not keys:
+        raise SourceError(f"the source holds no images: {path} (an image has an extension that Pillow knows)")
+    matched = {caption for key in keys if (caption := _beside(key, extension)) in beside}
+    orphans = sorted(beside - matched)
+    if orphans:
+        warnings.append(f"{len(orphans):,} {extension} files have no image beside them: {printable(orphans[0])}, …")
+    if not matched:
+        warnings.append(f"no image has a caption: none has a {extension} file of its name beside it")
+
+    def read(start: int) -> list[CaptionedImage]:
+        return [
+            _captioned_image(path, key, extension, multi_line)
+            if _beside(key, extension) in matched
+            else CaptionedImage(key)
+            for key in keys[start : start + _FILES_A_TASK]
+        ]
+
+    rows: list[CaptionedImage] = []
+    for some in prefetched(read, range(0, len(keys), _FILES_A_TASK), _READ_THREADS, 2 * _READ_THREADS):
+        rows += some
+    names = dict.fromkeys([PROMPT]) if matched else {}
+    for row in rows:
+        names.update(dict.fromkeys(row.captions))
+    return CaptionedSet(path, path, rows, list(names), warnings)
+
+
+def _listing(path: Path, extension: str) -> tuple[list[str], set[str], list[str]]:
+    """Keys of the images, in code-point order, and of the caption files; and warnings."""
+    keys: list[str] = []
+    texts: set[str] = set()
+    loops: list[str] = []
+    prefix = len(os.path.join(path, ""))  # noqa: PTH118 - with its separator
+    for found, entry in walk(str(path), loops):
+        if is_image(entry.name):
+            keys.append(found[prefix:].replace(os.sep, "/"))
+        elif entry.name.endswith(extension):
+            texts.add(found[prefix:].replace(os.sep, "/"))
+    return sorted(keys), texts, told_loops(loops)
+
+
+def _beside(key: str, extension: str) -> str:
+    """The caption file of an image: its name up to the last dot."""
+    return key.rpartition(".")[0] + extension
+
+
+def _captioned_image(root: Path, key: str, extension: str, multi_line: bool) -> CaptionedImage:
+    file = root / _beside(key, extension)
+    try:
+        if not file.is_file():
+            return CaptionedImage(key, faults={PROMPT: f"{file.name} is not a file"})
+        with file.open("rb") as stream:
+            data = stream.read(_MAX_CAPTION_BYTES + 1)
+        if len(data) > _MAX_CAPTION_BYTES:
+            return CaptionedImage(key, faults={PROMPT: f"{file.name} is over {_MAX_CAPTION_BYTES:,} bytes"})
+        text = data.decode("utf-8-sig").strip()
+    except OSError as error:
+        return CaptionedImage(key, faults={PROMPT: f"cannot be read: {error.strerror or error}"})
+    except UnicodeDecodeError as error:
+        return CaptionedImage(key, faults={PROMPT: f"{NOT_UTF8} (byte {error.start:,} of {file.name})"})
+    if not multi_line:
+        return CaptionedImage(key, {PROMPT: text})
+    lines = [line.strip() for line in text.replace("\r", "\n").split("\n") if line.strip()]
+    return CaptionedImage(key, {numbered(PROMPT, i): line for i, line in enumerate(lines or [""])})
