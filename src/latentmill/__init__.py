@@ -8,13 +8,32 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from latentmill.api import convert, decode, encode
     from latentmill.errors import LatentmillError
-    from latentmill.loaders import load
+    from latentmill.features import pixart
+    from latentmill.importing import import_captioned
+    from latentmill.loaders import collate, load
+    from latentmill.sampling import BucketSampler
     from latentmill.verification import verify
 
-__all__ = ["LatentmillError", "__version__", "convert", "decode", "encode", "load", "verify"]
+__all__ = [
+    "BucketSampler",
+    "LatentmillError",
+    "__version__",
+    "collate",
+    "convert",
+    "decode",
+    "encode",
+    "import_captioned",
+    "load",
+    "pixart",
+    "verify",
+]
 
 # No module may be called as one of these: importing it would put the module in the name's place.
 _HOMES = {
+    "BucketSampler": "latentmill.sampling",
+    "collate": "latentmill.loaders",
+    "import_captioned": "latentmill.importing",
+    "pixart": "latentmill.features",
     "LatentmillError": "latentmill.errors",
     "convert": "latentmill.api",
     "decode": "latentmill.api",

@@ -1,26 +1,40 @@
-"""The command line: options to settings, events to what a person sees, errors to one line and an exit code.
-
-Exit codes: 0 done; 1 `verify` found something wrong; 2 could not be done; 3 done, with rejects; 130 stopped.
-"""
+"""The command line: the commands and what each prints. Exit codes are in `guard`."""
 
 from __future__ import annotations
 
 import io
-import signal
 import sys
-from collections.abc import Callable
-from enum import StrEnum
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from latentmill.errors import LatentmillError
-from latentmill.terminal import Display, err, out, shown, summarise
+from latentmill import cli_features
+from latentmill.guard import EXIT_FAILED, EXIT_FOUND, guarded, run_job, state
+from latentmill.options import (
+    Alpha,
+    AlphaOption,
+    Check,
+    CheckOption,
+    Dest,
+    Device,
+    Dtype,
+    Exif,
+    ExifOption,
+    MaxFailures,
+    MaxImages,
+    MaxPixels,
+    Overwrite,
+    Resolution,
+    SaveDtype,
+    Source,
+    Store,
+    Transform,
+    TransformOption,
+)
+from latentmill.terminal import Display, out, shown
 
 _TABLE_WIDTH = 120
-EXIT_FOUND, EXIT_FAILED, EXIT_REJECTS, EXIT_STOPPED = 1, 2, 3, 130
 
 app = typer.Typer(
     name="latentmill",
@@ -31,66 +45,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_debug = False
-
-
-class Transform(StrEnum):
-    none = "none"
-    center_crop = "center-crop"
-    center_crop_wide = "center-crop-wide"
-    center_crop_dhariwal = "center-crop-dhariwal"
-
-
-class Exif(StrEnum):
-    ignore = "ignore"
-    apply = "apply"
-
-
-class Alpha(StrEnum):
-    drop = "drop"
-    white = "white"
-    black = "black"
-
-
-class Dtype(StrEnum):
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
-class SaveDtype(StrEnum):
-    float32 = "float32"
-    float16 = "float16"
-
-
-class Store(StrEnum):
-    moments = "moments"
-    mean = "mean"
-    sample = "sample"
-
-
-class Check(StrEnum):
-    stat = "stat"
-    digest = "digest"
-
-
-Source = Annotated[Path, typer.Option(help="Folder (walked recursively) or .zip of images.", show_default=False)]
-Dest = Annotated[Path, typer.Option(help="Folder or .zip to make.", show_default=False)]
-Resolution = Annotated[str | None, typer.Option(metavar="WxH", help="Size of every result, as 256x256 or 256,256.")]
-TransformOption = Annotated[Transform, typer.Option(help="How an image becomes that size.")]
-MaxImages = Annotated[int | None, typer.Option(metavar="N", help="Only the first N images of the source.")]
-MaxPixels = Annotated[int, typer.Option(metavar="N", help="Reject images of more pixels (decompression bombs).")]
-MaxFailures = Annotated[
-    str,
-    typer.Option(metavar="N|P%", help="Stop when more images are rejected; a percentage is judged after 100 images."),
-]
-CheckOption = Annotated[
-    Check, typer.Option(help="How a rerun sees that an image changed: size and time, or its content.")
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew where latentmill made something before.")]
-ExifOption = Annotated[Exif, typer.Option(help="Keep the stored orientation, or turn pictures upright.")]
-AlphaOption = Annotated[Alpha, typer.Option(help="Drop transparency, or lay the picture on white or black.")]
-Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where to compute.")]
 
 
 def _show_version(value: bool) -> None:
@@ -108,8 +62,7 @@ def _main(
         bool | None, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
     ] = None,
 ) -> None:
-    global _debug
-    _debug = debug
+    state.debug = debug
 
 
 @app.command()
@@ -225,7 +178,7 @@ def verify(
         out.print(f"{verdict}: {report.kind}, {report.files:,} files, {report.summary}")
         return EXIT_FOUND if report.problems else 0
 
-    _guarded(check)
+    guarded(check)
 
 
 @app.command()
@@ -254,7 +207,7 @@ def models() -> None:
         out.print("\nAny other diffusers AutoencoderKL: --model-url owner/name, or a folder.")
         return 0
 
-    _guarded(show)
+    guarded(show)
 
 
 @app.command()
@@ -269,50 +222,10 @@ def demo(
         run(dest, say=lambda text: out.print(text))
         return 0
 
-    _guarded(show)
+    guarded(show)
 
 
-def run_job(command: str, values: dict[str, Any]) -> None:
-    """Run one of the jobs of `api` with settings as options gave them, and exit by its outcome."""
-    settings = {name: str(value) if isinstance(value, StrEnum) else value for name, value in values.items()}
-    source = settings.pop("source")
-
-    def job() -> int:
-        from latentmill import api
-
-        with Display(command) as display:
-            result = getattr(api, command)(source, settings.pop("dest"), tell=display.tell, **settings)
-        summarise(command, result, Path(source))
-        return EXIT_REJECTS if result.rejected else 0
-
-    _guarded(job)
-
-
-def _guarded(work: Callable[[], int]) -> None:
-    """Run a command; an error becomes one line on stderr and an exit code."""
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, stop)
-    try:
-        code = work()
-    except KeyboardInterrupt:
-        for again in (signal.SIGINT, signal.SIGTERM):  # the way out is short; a second one would only garble it
-            signal.signal(again, signal.SIG_IGN)
-        err.print("stopped. What is committed stays; run the same command again to go on")
-        code = EXIT_STOPPED
-    except LatentmillError as error:
-        if _debug:
-            raise
-        err.print(f"[red]error:[/] {shown(error)}")
-        code = EXIT_FAILED
-    except Exception as error:
-        if _debug:
-            raise
-        err.print(f"[red]error:[/] a fault in latentmill: {type(error).__name__}: {shown(error)} (--debug tells more)")
-        code = EXIT_FAILED
-    raise typer.Exit(code)
+cli_features.register(app)
 
 
 def main() -> None:

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from latentmill import cli
+from latentmill.guard import run_job
+from latentmill.options import Transform
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -27,13 +28,13 @@ def convert(
     source: _Source,
     dest: _Dest,
     max_images: _MaxImages = None,
-    transform: Annotated[cli.Transform | None, typer.Option(help="How images are cropped.")] = None,
+    transform: Annotated[Transform | None, typer.Option(help="How images are cropped.")] = None,
     resolution: Annotated[str | None, typer.Option(metavar="WxH", help="Size of every result.")] = None,
     num_workers: Annotated[int | None, typer.Option(help="Processes. Default: the usable cores.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images handed to a worker at a time.")] = 32,
 ) -> None:
     """Crop and resize photos into a dataset of equal square PNGs."""
-    cli.run_job("convert", {**locals(), "transform": transform or cli.Transform.none})
+    run_job("convert", {**locals(), "transform": transform or Transform.none})
 
 
 @app.command()
@@ -46,7 +47,7 @@ def encode(
     num_workers: Annotated[int | None, typer.Option(help="Loading threads. Default: the usable cores.")] = None,
 ) -> None:
     """Encode a dataset of images to VAE latents."""
-    cli.run_job("encode", {**locals()})
+    run_job("encode", {**locals()})
 
 
 def dataset_tools() -> None:

@@ -5,8 +5,9 @@ Each job has a feature folder of its own under `dest`, with its own metadata, le
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from latentmill.config import ImageFeatureSettings, TextFeatureSettings
 from latentmill.errors import ConfigError
 from latentmill.outcome import Result, Tell, quiet
 from latentmill.vae_features import image_features
+
+IMAGES = None  # in the place of a caption label
 
 
 @dataclass(frozen=True)
@@ -25,36 +28,50 @@ class Features:
     text: dict[str, Result] = field(default_factory=dict)
 
 
-def pixart(
+def pixart(data_info: str | Path, dest: str | Path, *, tell: Tell = quiet, **settings: Any) -> Features:
+    """VAE features with `vae`, text features of each `caption_label` with `text_encoder`; both where neither is named.
+
+    settings: the fields of `config.ImageFeatureSettings` and `config.TextFeatureSettings` (there, `label` is one of
+    `caption_label`, a name or several); each job takes its own. Raises LatentmillError.
+    """
+    results = {name: run(tell) for name, run in feature_jobs(data_info, dest, **settings)}
+    return Features(results.pop(IMAGES, None), {str(name): result for name, result in results.items()})
+
+
+def feature_jobs(
     data_info: str | Path,
     dest: str | Path,
     *,
     vae: str | None = None,
     text_encoder: str | None = None,
     caption_label: str | Sequence[str] = "prompt",
-    tell: Tell = quiet,
     **settings: Any,
-) -> Features:
-    """VAE features with `vae`, text features of each label with `text_encoder`, both where neither is named.
-
-    settings: the fields of `config.ImageFeatureSettings` and `config.TextFeatureSettings`; each job takes its own.
-    Raises LatentmillError.
-    """
+) -> list[tuple[str | None, Callable[[Tell], Result]]]:
+    """The jobs of `pixart`, to be run one after the other: IMAGES first, then each caption label."""
     if vae is None and text_encoder is None:
-        vae, text_encoder = (
-            ImageFeatureSettings.model_fields["vae"].default,
-            TextFeatureSettings.model_fields["text_encoder"].default,
-        )
+        vae = ImageFeatureSettings.model_fields["vae"].default
+        text_encoder = TextFeatureSettings.model_fields["text_encoder"].default
     known = ImageFeatureSettings.model_fields.keys() | TextFeatureSettings.model_fields.keys()
     unknown = sorted(settings.keys() - known)
     if unknown:
         raise ConfigError(f"there is no setting {unknown[0]}. There are: {', '.join(sorted(known))}")
-    labels = [caption_label] if isinstance(caption_label, str) else list(dict.fromkeys(caption_label))
-    of_images = {name: value for name, value in settings.items() if name in ImageFeatureSettings.model_fields}
-    of_text = {name: value for name, value in settings.items() if name in TextFeatureSettings.model_fields}
-    images = None if vae is None else image_features(data_info, dest, vae=vae, tell=tell, **of_images)
-    text = {}
+    common = {"data_info": data_info, "dest": dest}
+    jobs: list[tuple[str | None, Callable[[Tell], Result]]] = []
+    if vae is not None:
+        own = {name: value for name, value in settings.items() if name in ImageFeatureSettings.model_fields}
+        jobs.append((IMAGES, partial(_images, {**common, **own, "vae": vae})))
     if text_encoder is not None:
+        own = {name: value for name, value in settings.items() if name in TextFeatureSettings.model_fields}
+        labels = [caption_label] if isinstance(caption_label, str) else list(dict.fromkeys(caption_label))
         for label in labels:
-            text[label] = text_features(data_info, dest, text_encoder=text_encoder, label=label, tell=tell, **of_text)
-    return Features(images, text)
+            chosen = {**common, **own, "text_encoder": text_encoder, "label": label}
+            jobs.append((label, partial(_text, chosen)))
+    return jobs
+
+
+def _images(settings: dict[str, Any], tell: Tell) -> Result:
+    return image_features(**settings, tell=tell)
+
+
+def _text(settings: dict[str, Any], tell: Tell) -> Result:
+    return text_features(**settings, tell=tell)

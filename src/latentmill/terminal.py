@@ -26,16 +26,16 @@ def shown(value: object) -> str:
     return escape(printable(str(value)))
 
 
-def summarise(command: str, result: Result, source: Path) -> None:
+def summarise(command: str, result: Result, source: Path, what: str = "images") -> None:
     """One screen: what was made, what was left out and why, how long it took, where things are."""
     from latentmill.api import is_dataset
     from latentmill.estimate import human
 
     if result.already_done:
-        out.print(f"[green]already finished:[/] {shown(result.dest)} holds all {result.stored:,} images; nothing to do")
+        out.print(f"[green]already finished:[/] {shown(result.dest)} holds all {result.stored:,} {what}; nothing to do")
     else:
         rate = result.computed / result.seconds if result.seconds else 0.0
-        done = f"{result.computed:,} images in {_clock(result.seconds)} ({rate:,.1f}/s), {human(result.bytes)}"
+        done = f"{result.computed:,} {what} in {_clock(result.seconds)} ({rate:,.1f}/s), {human(result.bytes)}"
         out.print(f"[green]{command} done:[/] {shown(result.dest)}: {result.stored:,} stored; {done}")
     if result.skipped:
         out.print(f"  {result.skipped:,} left out by the transform's rule")

@@ -138,6 +138,22 @@ def _table(chosen: ImageFeatureSettings, listing: Listing, made_with: dict[str, 
     return table_for(chosen.buckets, chosen.resolution, sizes)
 
 
+def preview_buckets(
+    source: str | Path, resolution: int, buckets: str = "reference", fit: str = "stretch", **settings: Any
+) -> BucketReport:
+    """What a bucket table does to a captioned source's images, by their sizes alone, without encoding anything.
+
+    settings: of the source (images, path_column, exif). Raises LatentmillError.
+    """
+    chosen = validated(
+        ImageFeatureSettings,
+        {"data_info": source, "dest": source, "resolution": resolution, "buckets": buckets, "fit": fit,
+         "multi_scale": True, **settings},
+    )  # fmt: skip
+    listing = FeatureImages(captioned_source(chosen), exif=chosen.exif).listing()
+    return bucket_report(_table(chosen, listing, {}), fit, listing)
+
+
 def bucket_report(table: BucketTable, fit: str, listing: Listing) -> BucketReport:
     """What a table does to the images of a listing, by their sizes alone."""
     report = BucketReport(table)

@@ -30,6 +30,7 @@ _REPLACED = (".png", ".jpg", ".webp", ".jpeg", ".JPEG", ".JPG")
 _MAX_NAME_BYTES = 255  # of one part of a path, on the filesystems that are used
 _SHOWN = 5
 _FEATURE, _MASK = "caption_feature", "attention_mask"
+_DEFLATED_BYTES = 1 << 16  # of a feature: in smaller ones the headers count, and deflating costs nothing
 _CODE = re.compile(r"pixart/(?:latents/(multi|single)|text/(multi|single)(?:/padded-(\d+))?)")
 
 
@@ -131,7 +132,8 @@ class PixArtText:
         feature = np.concatenate([array, np.repeat(array[-1:], length - real, axis=0)])
         mask = (np.arange(length) < real).astype(np.int16)
         members = {f"{_FEATURE}.npy": npy_bytes(feature[None]), f"{_MASK}.npy": npy_bytes(mask[None])}
-        return _deflated(members) if self.padded else _stored(members)
+        small = feature.nbytes <= _DEFLATED_BYTES
+        return _deflated(members) if self.padded or small else _stored(members)
 
     def from_bytes(self, data: bytes) -> Array:
         """The real tokens, float16 (L, D). Raises ValueError where the file is not what `to_bytes` makes."""
@@ -147,7 +149,7 @@ class PixArtText:
 
 
 def _stored(members: dict[str, bytes]) -> bytes:
-    """A zip of stored members: as small as deflated for numbers like these, and read much faster."""
+    """A zip of stored members: numbers like these deflate by a tenth at most, and stored ones are read much faster."""
     parts: list[bytes] = []
     entries: list[bytes] = []
     offset = 0
@@ -161,7 +163,7 @@ def _stored(members: dict[str, bytes]) -> bytes:
 
 
 def _deflated(members: dict[str, bytes]) -> bytes:
-    """A zip whose repeated vectors take no room."""
+    """A zip whose headers and repeated vectors take next to no room."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for name, data in members.items():
