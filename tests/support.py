@@ -191,12 +191,12 @@ def task_for(photos: Path, *places: Path, load: Any = None, encoder: Any = None,
     """What a runner gets: a plan over `photos` in shards of 4, into images; with an encoder, latents before them."""
     source = ImageSource(photos)
     containers = [container(place) for place in places]
-    batch_size = settings.setdefault("batch_size", 2)
+    batch_size, shard_size = settings.setdefault("batch_size", 2), settings.pop("shard_size", 4)
     plan, _ = write_plan(
         containers[0].work,
         source.listing(),
         ByCount(batch_size),
-        lambda size=settings.pop("shard_size", 4): ShardSize(size),
+        lambda: ShardSize(shard_size),
         fingerprint={},
         layouts={},
         asked_digest="",

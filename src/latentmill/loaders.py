@@ -212,8 +212,8 @@ class LatentDataset(Dataset[dict[str, Any]]):
             pixels = self._image_layout.from_bytes(self._images.read(self._image_layout.name(number)))
             sample["image"] = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
         if self._geometry is not None:
-            size, crop, bucket = torch.from_numpy(self._geometry[position].copy()).split([2, 4, 2])
-            sample |= {"size": size, "crop": crop, "bucket": bucket}
+            how = torch.from_numpy(self._geometry[position].copy())
+            sample |= {"size": how[:2], "crop": how[2:6], "bucket": how[6:]}
         if self.text:
             self._add_text(sample, position, key)
         return sample
