@@ -24,6 +24,7 @@ lint: $(READY)
 # The measurements in docs/performance.md; minutes, and a quiet machine
 bench: $(READY)
 	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/text.py
 
 # constraints.txt pins the CPU build of PyTorch: an unpinned one brings gigabytes of CUDA
 $(READY): pyproject.toml constraints.txt

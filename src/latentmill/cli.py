@@ -157,7 +157,9 @@ def decode(
 
 @app.command()
 def verify(
-    dataset: Annotated[Path, typer.Argument(metavar="DIR_OR_ZIP", help="A dataset that latentmill made.")],
+    dataset: Annotated[
+        Path, typer.Argument(metavar="DIR_OR_ZIP", help="A dataset that latentmill made, or a folder of several.")
+    ],
     images: Annotated[Path | None, typer.Option(help="The images that the latents must pair with.")] = None,
 ) -> None:
     """Check every byte of a dataset against what was recorded when it was made.
@@ -166,17 +168,22 @@ def verify(
     """
 
     def check() -> int:
+        from latentmill.verification import datasets_in
         from latentmill.verification import verify as run
 
-        with Display("verify") as display:
-            report = run(dataset, images, tell=display.tell)
-        for problem in report.problems[:50]:
-            out.print(f"[red]wrong[/]  {shown(problem)}")
-        if len(report.problems) > 50:
-            out.print(f"… and {len(report.problems) - 50:,} more")
-        verdict = "[green]sound[/]" if not report.problems else f"[red]{len(report.problems):,} problems[/]"
-        out.print(f"{verdict}: {report.kind}, {report.files:,} files, {report.summary}")
-        return EXIT_FOUND if report.problems else 0
+        wrong = False
+        for path in datasets_in(dataset):
+            with Display("verify") as display:
+                report = run(path, images, tell=display.tell)
+            for problem in report.problems[:50]:
+                out.print(f"[red]wrong[/]  {shown(problem)}")
+            if len(report.problems) > 50:
+                out.print(f"… and {len(report.problems) - 50:,} more")
+            verdict = "[green]sound[/]" if not report.problems else f"[red]{len(report.problems):,} problems[/]"
+            where = f"{shown(path)}: " if path != dataset else ""
+            out.print(f"{where}{verdict}: {report.kind}, {report.files:,} files, {report.summary}")
+            wrong |= bool(report.problems)
+        return EXIT_FOUND if wrong else 0
 
     guarded(check)
 
@@ -187,10 +194,10 @@ def models() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from latentmill.registry import MINI, MODELS
+    from latentmill.registry import MINI, MODELS, TEXT_MODELS
 
     def show() -> int:
-        from latentmill.encoders.models import resolve
+        from latentmill.encoders.models import resolve, resolve_text
 
         table = Table(box=None, pad_edge=False)
         for heading in ("name", "repository", "channels", "factor", "scale", "shift", "used by"):
@@ -204,7 +211,17 @@ def models() -> None:
                       f"{mini.scaling_factor:g}", "none", "trying and testing only")  # fmt: skip
         wide = out if out.width >= _TABLE_WIDTH else Console(width=_TABLE_WIDTH, highlight=False)
         wide.print(table)
-        out.print("\nAny other diffusers AutoencoderKL: --model-url owner/name, or a folder.")
+        out.print("\nAny other diffusers AutoencoderKL: --model-url or --vae owner/name, or a folder.\n")
+        texts = Table(box=None, pad_edge=False)
+        for heading in ("text encoder", "repository", "width", "used by"):
+            texts.add_column(heading, no_wrap=True)
+        for text in TEXT_MODELS.values():
+            texts.add_row(text.name, text.repository, str(text.width), text.note)
+        texts.add_row(
+            MINI, "in the package", str(resolve_text(MINI).info.width), "random weights: trying and testing only"
+        )
+        wide.print(texts)
+        out.print("\nAny other T5 encoder: --text-encoder owner/name, or a folder.")
         return 0
 
     guarded(show)
@@ -214,7 +231,7 @@ def models() -> None:
 def demo(
     dest: Annotated[Path, typer.Option("--out", help="Folder to make.")] = Path("latentmill-demo"),
 ) -> None:
-    """See everything work on a dozen real photos, without any download."""
+    """See everything work on a dozen real photos with captions, without any download."""
 
     def show() -> int:
         from latentmill.demo import run

@@ -7,10 +7,12 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from latentmill import api
 from latentmill.decoding import decode
+from latentmill.demo_captions import captioned_half
+from latentmill.drawing import INK, PAPER, SOFT, font, thumbnail
 from latentmill.errors import DestinationError, LatentmillError, SettingsChangedError
 from latentmill.files import write_errors
 from latentmill.formats.containers import Reader
@@ -25,7 +27,6 @@ _RESOLUTION, _TRANSFORM = "256x256", "center-crop-dhariwal"
 _CELL, _GAP, _MARGIN, _TITLE = 192, 6, 16, 22
 _COLUMNS = ("original", "crop", "reconstruction")
 _GROUPS = 2  # photos beside each other in the picture
-_INK, _PAPER, _SOFT = (32, 32, 36), (250, 250, 248), (110, 110, 116)
 
 
 def run(dest: Path, say: Callable[[str], None]) -> None:
@@ -50,12 +51,19 @@ def run(dest: Path, say: Callable[[str], None]) -> None:
     picture = dest / "demo.png"
     mean_psnr = _draw(photos, images, decoded, picture)
     say(f"            mean PSNR of the reconstructions: {mean_psnr:.1f} dB")
-    say(f"\nThe picture: [bold]{picture}[/]   (original, what the model is fed, what comes back from the latents)")
+    say("\nThe same photos with captions, for a text-to-image trainer:")
+    batch = dest / "batch.png"
+    captioned_half(photos, dest / "pixart", batch, say)
+    say(f"\nThe pictures: [bold]{picture}[/]   (original, what the model is fed, what comes back from the latents)")
+    say(f"              [bold]{batch}[/]   (a batch of one bucket, as a trainer gets it, with its captions)")
     say(
         "\nOn your own photos, with the VAE that REPA, SiT and DiT use:\n"
         "  latentmill convert --source PHOTOS --dest data/images --resolution 256x256 "
         "--transform center-crop-dhariwal\n"
-        "  latentmill encode --source data/images --dest data/vae-sd"
+        "  latentmill encode --source data/images --dest data/vae-sd\n"
+        "On captioned photos, with PixArt-Sigma's VAE and T5:\n"
+        "  latentmill import PHOTOS data\n"
+        "  latentmill pixart --data-info data/InternData/data_info.json --dest data/InternData --multi-scale"
     )
 
 
@@ -92,15 +100,15 @@ def _load_line(latents: Path, images: Path) -> str:
 def _draw(photos: Path, images: Path, decoded: Path, dest: Path) -> float:
     """Original, crop and reconstruction of every photo, side by side; gives the mean PSNR in dB."""
     rows = [row for row in index_rows(images) if "name" in row]
-    title, label = _font(16), _font(12)
+    title, label = font(16), font(12)
     group = len(_COLUMNS) * (_CELL + _GAP) + _MARGIN
     lines = -(-len(rows) // _GROUPS)
     size = (_MARGIN + _GROUPS * group, 2 * _MARGIN + _TITLE + lines * (_CELL + _TITLE))
-    canvas = Image.new("RGB", size, _PAPER)
+    canvas = Image.new("RGB", size, PAPER)
     pen = ImageDraw.Draw(canvas)
     for left in range(_GROUPS):
         for column, name in enumerate(_COLUMNS):
-            pen.text((_MARGIN + left * group + column * (_CELL + _GAP), _MARGIN - 4), name, _INK, title)
+            pen.text((_MARGIN + left * group + column * (_CELL + _GAP), _MARGIN - 4), name, INK, title)
     psnrs = []
     source, result = Reader(images), Reader(decoded)
     for position, row in enumerate(rows):
@@ -110,24 +118,11 @@ def _draw(photos: Path, images: Path, decoded: Path, dest: Path) -> float:
         crop, back = (png_pixels(reader.read(row["name"])) for reader in (source, result))
         psnrs.append(_psnr(crop, back))
         for column, pixels in enumerate((original, crop, back)):
-            canvas.paste(_thumbnail(pixels), (x + column * (_CELL + _GAP), y))
-        pen.text((x, y + _CELL + 2), f"{row['key']}   {psnrs[-1]:.1f} dB", _SOFT, label)
+            canvas.paste(thumbnail(pixels, _CELL), (x + column * (_CELL + _GAP), y))
+        pen.text((x, y + _CELL + 2), f"{row['key']}   {psnrs[-1]:.1f} dB", SOFT, label)
     with write_errors(dest):
         canvas.save(dest)
     return float(np.mean(psnrs))
-
-
-def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size)
-
-
-def _thumbnail(pixels: Array) -> Image.Image:
-    """The whole picture on a square of paper."""
-    image = Image.fromarray(pixels)
-    image.thumbnail((_CELL, _CELL), Image.Resampling.LANCZOS)
-    square = Image.new("RGB", (_CELL, _CELL), _PAPER)
-    square.paste(image, ((_CELL - image.width) // 2, (_CELL - image.height) // 2))
-    return square
 
 
 def _psnr(first: Array, second: Array) -> float:

@@ -65,6 +65,15 @@ class VerifyReport:
         self.problems.append(Problem(where, what))
 
 
+def datasets_in(path: Path) -> list[Path]:
+    """The path itself; or, of a folder that is no dataset but holds some (a PixArt root), those."""
+    beside = path / METADATA_JSON
+    if not path.is_dir() or beside.exists() or (path / WORK_FOLDER).is_dir() or (path / INDEX_JSONL).exists():
+        return [path]
+    inner = path / "InternData"
+    return [file.parent for file in sorted((inner if inner.is_dir() else path).glob(f"*/{METADATA_JSON}"))] or [path]
+
+
 def verify(dataset: str | Path, images: str | Path | None = None, tell: Tell = quiet) -> VerifyReport:
     """Check digests, counts, names, shapes, dtypes, finiteness and labels; with `images`, that they pair.
 
