@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from PIL import Image
@@ -18,6 +19,14 @@ def test_the_demo_makes_verifies_and_draws_everything_and_can_be_run_again(tmp_p
     assert len(list((out / "vae-mini" / "00000").iterdir())) == 12
     with Image.open(out / "demo.png") as picture:
         assert picture.width > 1000
+        assert len(set(picture.convert("RGB").resize((64, 64)).get_flattened_data())) > 500
+    data = out / "pixart" / "InternData"
+    assert len(json.loads((data / "data_info.json").read_text())) == 12
+    assert len(list((data / "img_sdxl_vae_features_256resolution_ms_new").glob("*.npy"))) == 12
+    assert len(list((data / "caption_features_new").glob("*_*.npz"))) == 12
+    assert "random weights" in done.stdout and "BucketSampler" in done.stdout
+    with Image.open(out / "batch.png") as picture:
+        assert picture.width > 800
         assert len(set(picture.convert("RGB").resize((64, 64)).get_flattened_data())) > 500
     again = cli("demo", "--out", out)
     assert again.returncode == 0, again.stderr

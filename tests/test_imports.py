@@ -32,9 +32,10 @@ def modules_after(code: str) -> set[str]:
     [
         "import latentmill",
         "import latentmill.cli",
-        "import latentmill.dropin",
+        "import latentmill.dropin, latentmill.dropin_features",
+        "import latentmill.features, latentmill.importing; latentmill.pixart, latentmill.import_captioned",
         "import latentmill; latentmill.convert, latentmill.encode, latentmill.decode, latentmill.verify",
-        "import latentmill.encoders.vae, latentmill.encoders.models",
+        "import latentmill.encoders.vae, latentmill.encoders.text, latentmill.encoders.models",
     ],
 )
 def test_imports_bring_no_heavy_library(code: str) -> None:

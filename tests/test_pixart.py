@@ -1,4 +1,4 @@
-"""The files of PixArt's readers: names that they open, names that are refused, and what a file of text features holds."""
+"""The files of PixArt's readers: names that they open, names that are refused, and what is in a file."""
 
 from __future__ import annotations
 
@@ -29,9 +29,7 @@ from pixart_reader import TrainerReader
 
 
 def reader(kind: ReaderKind) -> TrainerReader:
-    made = TrainerReader.__new__(TrainerReader)
-    made.multi_scale = kind == "multi"
-    return made
+    return TrainerReader(Path(), kind == "multi", 512)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +81,7 @@ def test_what_is_let_through_gives_every_image_a_file_of_its_own(keys: list[str]
     ("keys", "kind", "said"),
     [
         (["a/x.png", "b/x.png"], "single", "b/x.png and a/x.png (both are x.npy)"),
-        (["a/b_c.png", "a/b/c.png"], "multi", "a/b/c.png and a/b_c.png (both are a/b_c.npy)"),
+        (["a/b/c.png", "a/./b/c.png"], "multi", "a/./b/c.png and a/b/c.png (both are a/b_c.npy)"),
         (["a/x.png", "a_x.png"], "multi", "both are a_x.npy"),
         (["x.png", "x.jpg"], "multi", "both are x.npy"),
         (["x.PNG"], "multi", "x.PNG (the multi-scale reader maps names in .png, .jpg, .webp, .jpeg, .JPEG, .JPG only)"),

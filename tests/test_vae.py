@@ -1,9 +1,11 @@
-"""The encoder against diffusers' own AutoencoderKL: every precision, range and statistic; draws; what is not finite."""
+"""The encoder against diffusers' own AutoencoderKL: every precision, range and statistic; draws; what is not finite;
+what does not fit in memory."""
 
 from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,14 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from latentmill import api
+from latentmill.encoders import vae as encoders_vae
 from latentmill.encoders.models import resolve
 from latentmill.encoders.vae import DecoderSpec, VaeSpec, choose_device, prepare_device, to_input
 from latentmill.errors import ModelError, SampleError
 from latentmill.formats.metadata import index_rows
-from latentmill.records import RECOMPUTED_FLOAT32, Encoded, Sample, SampleRef
+from latentmill.outcome import Result
+from latentmill.records import RECOMPUTED_FLOAT32, SMALLER_BATCH, TILED, Encoded, Sample, SampleRef
+from latentmill.vae_features import image_features
 from latentmill.verification import verify
 from support import PHOTOS, TINY_VAE, cli
 
@@ -392,3 +397,203 @@ def test_threads_of_a_forward_are_the_settings() -> None:
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+# memory
+
+
+class Crowded:
+    """Makes a model's encoder run out of memory above so many pixels a forward; `seen` are the pixels that it got."""
+
+    def __init__(self, vae: AutoencoderKL, most: int, unfit: Callable[[torch.Tensor], bool] = lambda x: False) -> None:
+        self.most, self.seen, self.unfit = most, [], unfit
+        self._forward, vae.encoder.forward = vae.encoder.forward, self.forward
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.append(x.shape[0] * x.shape[2] * x.shape[3])
+        if self.seen[-1] > self.most or self.unfit(x):
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB")
+        return self._forward(x)
+
+
+ONE = SIDE * SIDE  # pixels of a small sample
+TILE = 512 * 512
+
+
+@pytest.fixture(scope="module")
+def large() -> Sample:
+    """Larger than a tile, either way; a real photo."""
+    image = Image.open(PHOTOS / "person" / "astronaut.jpg").convert("RGB").resize((576, 640))
+    return sample(np.asarray(image), 9)
+
+
+@pytest.fixture(scope="module")
+def whole(large: Sample) -> np.ndarray:
+    (result,) = spec().open().encode([large])
+    return result.array
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_later_ones_begin_there(samples: list[Sample]) -> None:
+    expected = arrays(spec().open().encode(samples))
+    encoder = spec().open()
+    crowded = Crowded(encoder.vae, 2 * ONE)
+    for turn in range(2):
+        found = encoder.encode(samples)
+        assert np.abs(arrays(found) - expected).max() <= 1e-5
+        assert [result.notes for result in found] == [(SMALLER_BATCH,)] * 4
+        assert crowded.seen == [4 * ONE, *[2 * ONE] * 2 * (turn + 1)]
+    assert [result.notes for result in encoder.encode(samples[:2])] == [(), ()]  # a batch that was planned so
+
+
+def test_an_error_that_is_not_of_memory_comes_out(samples: list[Sample]) -> None:
+    encoder = spec().open()
+    encoder.vae.encoder.forward = lambda x: torch.zeros(2) @ torch.zeros(3)
+    with pytest.raises(RuntimeError, match="size"):
+        encoder.encode(samples)
+
+
+@pytest.mark.filterwarnings("error")  # one of PyTorch's would stand in the middle of the progress
+def test_an_image_that_does_not_fit_is_tiled_and_the_model_is_then_as_before(large: Sample, whole: np.ndarray) -> None:
+    """Group norms see a tile alone, so the means differ by 0.17 of their deviation (these weights are random)."""
+    encoder = spec().open()
+    crowded = Crowded(encoder.vae, TILE)
+    (tiled,) = encoder.encode([large])
+    assert tiled.notes == (TILED,)
+    assert tiled.array.shape == whole.shape
+    assert crowded.seen[0] == 576 * 640
+    assert max(crowded.seen[1:]) == TILE
+    mean, expected = tiled.array[:4], whole[:4]
+    assert 0 < np.abs(mean - expected).mean() < 0.2 * expected.std()
+    assert np.abs(tiled.array[4:] / whole[4:] - 1).mean() < 0.03
+    crowded.most = 10 * TILE
+    (again,) = encoder.encode([large])
+    assert again.notes == ()
+    assert np.array_equal(again.array, whole)
+
+
+def test_tiling_always_leaves_small_images_whole(large: Sample, samples: list[Sample]) -> None:
+    encoder = spec(tiling="always").open()
+    crowded = Crowded(encoder.vae, TILE)
+    assert [result.notes for result in encoder.encode([large])] == [(TILED,)]
+    small = encoder.encode(samples[:2])
+    assert [result.notes for result in small] == [(), ()]
+    assert np.allclose(arrays(small), arrays(spec().open().encode(samples[:2])), atol=1e-5)
+    assert crowded.seen[-2:] == [ONE, ONE]
+
+
+@pytest.mark.parametrize("tiling", ["auto", "always", "never"])
+def test_one_image_that_fits_nowhere_is_a_reject_of_its_own(pixels: np.ndarray, tiling: str) -> None:
+    encoder = spec(tiling=tiling).open()
+    Crowded(encoder.vae, 2 * ONE, unfit=lambda x: bool((x[-1] == 1).all()))
+    white = sample(np.full((SIDE, SIDE, 3), 255, np.uint8), 1)
+    first, bad, last = encoder.encode([sample(pixels[0], 0), white, sample(pixels[1], 2)])
+    assert isinstance(bad, SampleError)
+    assert bad.stage == "encode"
+    assert bad.reason.startswith("32x32 pixels do not fit in the device's memory")
+    assert ("--tiling auto" in bad.reason) == (tiling == "never")
+    assert np.allclose(
+        arrays([first, last]), arrays(spec().open().encode([sample(pixels[0]), sample(pixels[1])])), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("tiling", ["auto", "never"])
+def test_where_no_image_fits_the_job_ends_at_once(samples: list[Sample], tiling: str) -> None:
+    encoder = spec(tiling=tiling).open()
+    Crowded(encoder.vae, ONE - 1)
+    with pytest.raises(ModelError, match=r"not even one image fits: 32x32 pixels .* --device cpu"):
+        encoder.encode(samples)
+
+
+def memory_for(images: float) -> int:
+    """Bytes of which a share of 0.8 holds so many small samples: 5 tensors of 16 channels in float32."""
+    return int(images * ONE * 5 * 16 * 4 / 0.8)
+
+
+def test_on_a_cpu_batches_and_images_are_cut_to_the_available_memory_before_they_are_tried(
+    samples: list[Sample], large: Sample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A system that is out of memory does not raise: it kills."""
+    monkeypatch.setattr("latentmill.encoders.vae.available_memory", lambda: memory_for(2.5))
+    encoder = spec().open()
+    crowded = Crowded(encoder.vae, 10 * TILE)
+    found = encoder.encode(samples)
+    assert crowded.seen == [2 * ONE, 2 * ONE]
+    assert [result.notes for result in found] == [(SMALLER_BATCH,)] * 4
+    assert np.allclose(arrays(found), arrays(spec().open().encode(samples)), atol=1e-5)
+    assert [result.notes for result in encoder.encode([large])] == [(TILED,)]
+    assert max(crowded.seen) == TILE
+    (result,) = spec(tiling="never").open().encode([samples[0]])
+    assert result.notes == ()
+    monkeypatch.setattr("latentmill.encoders.vae.available_memory", lambda: memory_for(0.5))
+    with pytest.raises(ModelError, match="use --tiling auto"):
+        spec(tiling="never").open().encode([samples[0]])
+
+
+# buckets
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photos of three shapes and two greys, one of them white."""
+    folder = tmp_path_factory.mktemp("shapes")
+    for number, name in enumerate(("animal/chelsea.JPEG", "person/grace_hopper.jpg", "plant/flower.jpg")):
+        image = Image.open(PHOTOS / name).convert("RGB")
+        for turn in range(3):
+            image.resize(((64, 96), (64, 64), (96, 64))[turn]).save(folder / f"{number}{turn}.png")
+    Image.fromarray(grey()).save(folder / "grey.png")
+    Image.new("RGB", (64, 64), "white").save(folder / "white.png")
+    return folder
+
+
+def features(source: Path, dest: Path, **settings: Any) -> Result:
+    small = {"resolution": 64, "multi_scale": True, "buckets": "grid:16", "threads": 1}
+    return image_features(source, dest, **{**small, "vae": str(TINY_VAE), **settings})
+
+
+def latents(result: Result) -> dict[str, np.ndarray]:
+    return {row["key"]: np.load(result.dest / row["name"]) for row in index_rows(result.dest) if "name" in row}
+
+
+def test_smaller_batches_and_what_fits_nowhere_are_told_and_the_run_goes_on(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roomy = features(shapes, tmp_path / "roomy")
+    assert (roomy.stored, roomy.notes) == (11, {})
+    load = encoders_vae.load_vae
+
+    def crowded(*arguments: Any) -> AutoencoderKL:
+        vae = load(*arguments)
+        Crowded(vae, 2 * 64 * 64, unfit=lambda x: bool((x == 1).flatten(1).all(1).any()))
+        return vae
+
+    monkeypatch.setattr(encoders_vae, "load_vae", crowded)
+    result = features(shapes, tmp_path / "crowded")
+    assert (result.stored, result.rejected) == (10, 1)
+    (reject,) = [json.loads(line) for line in result.rejects.read_text().splitlines()]
+    assert (reject["key"], reject["stage"]) == ("white.png", "encode")
+    assert result.notes[SMALLER_BATCH] == len(json.loads(result.report.read_text())["images"][SMALLER_BATCH]) > 4
+    expected = latents(roomy)
+    for key, found in latents(result).items():
+        assert np.abs(found - expected[key]).max() <= 1e-5
+    assert not verify(result.dest).problems
+
+
+def test_overflow_in_float16_is_mended_in_every_bucket(shapes: Path, tmp_path: Path) -> None:
+    vae = str(fragile_vae(tmp_path / "vae", OVERFLOWS_IN_FLOAT16))
+    full = features(shapes, tmp_path / "full", vae=vae)
+    half = features(shapes, tmp_path / "half", vae=vae, dtype="float16")
+    assert half.stored == 11
+    mended = json.loads(half.report.read_text())["images"][RECOMPUTED_FLOAT32]
+    assert half.notes == {RECOMPUTED_FLOAT32: len(mended)}
+    assert "grey.png" not in mended
+    assert {f"{number}{turn}.png" for number in range(3) for turn in range(3)} <= set(mended)
+    expected = latents(full)
+    for key, found in latents(half).items():
+        assert np.allclose(found, expected[key], atol=1e-5 if key in mended else 1e-2)
+
+
+def test_a_note_is_told_once_though_both_precisions_were_tiled(tmp_path: Path, large: Sample) -> None:
+    model = resolve(str(fragile_vae(tmp_path / "vae", OVERFLOWS_IN_FLOAT16)))
+    strip = sample(large.array[:, :64])
+    (result,) = spec(model=model, dtype="float16", tiling="always").open().encode([strip])
+    assert result.notes == (TILED, RECOMPUTED_FLOAT32)

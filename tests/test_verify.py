@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import shutil
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+import fake_text
 import latentmill
-from latentmill.errors import LatentmillError, SourceError
+from latentmill.caption_features import text_features
+from latentmill.errors import LatentmillError, SettingsChangedError, SourceError
+from latentmill.files import digest, digest_lines
+from latentmill.formats.metadata import _sealed
+from latentmill.formats.payload import npy_bytes
+from latentmill.formats.pixart import EMPTY_CAPTION, PixArtText
+from latentmill.vae_features import image_features
 from support import cli, make_photos
 
 CROP = {"transform": "center-crop-dhariwal", "resolution": "32x32"}
@@ -297,3 +308,202 @@ def test_many_problems_are_all_counted(data: Path) -> None:
     run = cli("verify", data / "lat")
     assert run.returncode == 1
     assert "12 problems" in run.stdout
+
+
+# feature folders
+
+
+@pytest.fixture(scope="module")
+def made_features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """VAE features in two buckets, and text features trimmed and padded, of six photos in nested folders."""
+    root = tmp_path_factory.mktemp("features")
+    photos = make_photos(root / "photos", 6)
+    rows = []
+    for number, photo in enumerate(photos):
+        if number % 2:
+            Image.open(photo).rotate(90, expand=True).save(photo)
+        width, height = Image.open(photo).size
+        key = photo.relative_to(root / "photos").as_posix()
+        rows.append({"path": key, "width": width, "height": height, "prompt": f"photo {'very ' * number}good"})
+    (root / "rows.json").write_text(json.dumps(rows))
+    source = {"data_info": root / "rows.json", "dest": root}
+    image_features(**source, images=root / "photos", vae="fake", resolution=64, multi_scale=True, buckets="grid:16")
+    with pytest.MonkeyPatch.context() as patch:
+        fake_text.install(patch.setattr)
+        text_features(**source)
+        text_features(**source, pad=True, max_length=12, suffix="padded")
+    return root
+
+
+IMAGES, TEXT, PADDED = (
+    "img_sdxl_vae_features_64resolution_ms_new", "caption_features_new", "caption_features_new_padded",
+)  # fmt: skip
+FEATURES = pytest.mark.parametrize("folder", [IMAGES, TEXT, PADDED])
+
+
+@pytest.fixture
+def features(made_features: Path, tmp_path: Path, folder: str) -> Path:
+    shutil.copytree(made_features / folder, tmp_path / folder)
+    return tmp_path / folder
+
+
+def names_in(features: Path) -> list[str]:
+    """The data files: of the photos, in order."""
+    return [row["name"] for row in map(json.loads, (features / "latentmill-index.jsonl").read_text().splitlines())]
+
+
+@FEATURES
+def test_a_whole_feature_folder_is_sound(features: Path) -> None:
+    assert names_in(features)[0].startswith("c0_photo00000.np")
+    run = cli("verify", features)
+    assert run.returncode == 0, run
+    assert "sound" in run.stdout
+
+
+@FEATURES
+def test_any_flipped_byte_of_features_and_their_metadata(features: Path) -> None:
+    for name in (names_in(features)[3], "latentmill.json", "latentmill-index.jsonl"):
+        whole = (features / name).read_bytes()
+        for at in range(0, len(whole), max(1, len(whole) // 60)):
+            flip(features / name, at)
+            try:
+                found = problems(features)
+            except LatentmillError:
+                found = {name: "refused"}
+            assert name in found or name.startswith("latentmill"), f"byte {at} of {name}"
+            assert found, f"byte {at} of {name}: {whole[max(0, at - 30) : at + 10]!r}"
+            (features / name).write_bytes(whole)
+
+
+@FEATURES
+def test_features_that_are_missing_or_stray_or_swapped(features: Path) -> None:
+    one, other, lost, *_ = names_in(features)
+    stray = f"deep/er/stray{Path(one).suffix}"
+
+    def edit(members: dict[str, bytes]) -> None:
+        swap(one, other)(members)
+        members[stray] = members[one]
+        del members[lost]
+
+    change(features, edit)
+    found = problems(features)
+    assert found.keys() == {one, other, lost, stray}
+    assert found[lost] == "is missing"
+    assert "stray" in found[stray]
+    assert "were made from" not in found[one]
+    assert "not those made from c0/photo00000.jpg" in found[one]
+
+
+@pytest.mark.parametrize("folder", [TEXT, PADDED])
+@pytest.mark.parametrize("harm", ["missing", "changed", "another", "cut"])
+def test_the_features_of_the_empty_caption(features: Path, harm: str) -> None:
+    empty = features / EMPTY_CAPTION
+    whole = empty.read_bytes()
+    if harm == "missing":
+        empty.unlink()
+    else:
+        other = (features / names_in(features)[0]).read_bytes()
+        empty.write_bytes({"changed": whole[:50] + b"?" + whole[51:], "another": other, "cut": whole[:-9]}[harm])
+    assert list(problems(features)) == [EMPTY_CAPTION]
+    run = cli("verify", features)
+    assert (run.returncode, "Traceback" in run.stderr) == (1, False)
+
+
+@FEATURES
+def test_a_changed_row_of_the_index(features: Path) -> None:
+    file = features / "latentmill-index.jsonl"
+    text = file.read_text()
+    for old, new in (('"key":"c0/photo00001', '"key":"c0/photo00002'), ("\n", "\n\n"), ('"index":2', '"index":3')):
+        file.write_text(text.replace(old, new, 1))
+        assert file.read_text() != text
+        assert list(problems(features)) == ["latentmill-index.jsonl"]
+
+
+def forge(features: Path, name: str, data: bytes) -> None:
+    """Put other data in the place of a file, and make index and metadata agree with it."""
+    (features / name).write_bytes(data)
+    rows = [json.loads(line) for line in (features / "latentmill-index.jsonl").read_text().splitlines()]
+    for row in rows:
+        if row["name"] == name:
+            row |= {"size": len(data), "digest": digest(data), "crc": zlib.crc32(data)}
+    lines = [json.dumps(row, separators=(",", ":")) + "\n" for row in rows]
+    (features / "latentmill-index.jsonl").write_text("".join(lines))
+    table = json.loads((features / "latentmill.json").read_text())
+    (features / "latentmill.json").write_text(_sealed({**table, "index_digest": digest_lines(lines)}))
+
+
+@pytest.mark.parametrize(
+    ("folder", "kind", "said"),
+    [
+        (
+            IMAGES,
+            "turned",
+            r"is float32 \(8, 8, 6\), expected float32 \(8, 6, 8\)|\(8, 6, 8\), expected .* \(8, 8, 6\)",
+        ),
+        (IMAGES, "half", "is float16"),
+        (IMAGES, "infinite", "holds NaN or infinity"),
+        (TEXT, "longer", r"is float16 \(4, 4\), expected float16 \(3, 4\)"),
+        (TEXT, "wider", r"is float16 \(3, 5\), expected float16 \(3, 4\)"),
+        (TEXT, "masked", "cannot be decoded: 3 positions of which 2 are real"),
+        (PADDED, "trimmed", "cannot be decoded: 3 positions of which 3 are real"),
+        (PADDED, "longer", r"is float16 \(4, 4\), expected float16 \(3, 4\)"),
+    ],
+)
+def test_forged_features_of_a_wrong_shape(features: Path, folder: str, kind: str, said: str) -> None:
+    name = names_in(features)[0]
+    if folder == IMAGES:
+        array = np.load(features / name)
+        forged = {"turned": array.transpose(0, 2, 1).copy(), "half": array.astype(np.float16)}.get(kind, array)
+        if kind == "infinite":
+            forged[0, 0, 0] = np.inf
+        data = npy_bytes(forged)
+    else:
+        layout = PixArtText("multi", 12 if folder == PADDED else None)
+        array = layout.from_bytes((features / name).read_bytes())
+        assert array.shape == (3, 4)
+        forged = {"longer": np.repeat(array, 2, axis=0)[:4], "wider": np.repeat(array, 2, axis=1)[:, :5]}.get(
+            kind, array
+        )
+        layout = PixArtText("multi") if kind == "trimmed" else layout
+        data = layout.to_bytes(forged)
+        if kind == "masked":
+            file = io.BytesIO()
+            np.savez(file, caption_feature=array[None], attention_mask=np.array([[1, 1, 0]], np.int16))
+            data = file.getvalue()
+    forge(features, name, data)
+    found = problems(features)
+    assert list(found) == [name]
+    assert re.search(said, found[name]), found
+
+
+# what an earlier version made
+
+
+def as_it_was(dataset: Path) -> None:
+    """Turn a `latentmill.json` into that of the version before text-to-image datasets."""
+    file = dataset / "latentmill.json"
+    table = json.loads(file.read_text())
+    for name in ("layout", "buckets", "text", "text_model"):
+        assert table.pop(name, None) in (None, "repa/latents/moments", "repa/images")
+    file.write_text(_sealed(table))
+
+
+def test_an_earlier_versions_dataset_is_verified_loaded_and_updated(data: Path) -> None:
+    settings = {**CROP, "model_url": "fake", "images": data / "img"}
+    now = {name: (data / name / "latentmill.json").read_bytes() for name in ("lat", "img")}
+    for name in now:
+        as_it_was(data / name)
+    assert problems(data / "lat", data / "img") == {}
+    assert len(latentmill.load(data / "lat", data / "img")) == 12
+    assert latentmill.encode(data / "photos", data / "lat", **settings).already_done
+    moved = data / "photos" / "c1" / "photo00011.jpg"
+    moved.rename(data / "moved.jpg")
+    assert latentmill.encode(data / "photos", data / "lat", **settings).computed == 0
+    (data / "moved.jpg").rename(moved)
+    assert latentmill.encode(data / "photos", data / "lat", **settings).computed == 1
+    assert problems(data / "lat", data / "img") == {}
+    assert {name: (data / name / "latentmill.json").read_bytes() for name in now} == now
+    (data / "photos" / "c0" / "photo00000.jpg").unlink()
+    as_it_was(data / "lat")
+    with pytest.raises(SettingsChangedError, match="resolution"):
+        latentmill.encode(data / "photos", data / "lat", **{**settings, "resolution": "64x64"})

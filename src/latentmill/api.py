@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latentmill.batching import ByCount
+from latentmill.batching import ByBucket, ByCount
 from latentmill.common import (
     announced,
     check_divisible,
@@ -190,15 +190,16 @@ def decode(source: str | Path, dest: str | Path, *, tell: Tell = quiet, **settin
     threads = chosen.threads or usable_cores()
     device = choose_device(chosen.device)
     spec = DecoderSpec(VaeSpec(model, device, "float32", metadata.latent.pixel_range, "mean", 0, "float32", threads))
-    height, width = (side * info.downscale_factor for side in metadata.latent.fixed_shape[1:])
+    bucketed = metadata.buckets is not None
+    size = None if bucketed else _decoded_size(metadata.latent, info)
     fingerprint: dict[str, Value] = {"decoded_by": model.info.weights_sha256, "batch_size": chosen.batch_size}
     job = Job(
         source=latents,
         load=LatentLoad(info.latent_channels),
         encoder=spec,
         outputs=(Output("images", ImageLayout(), place, encoded=True),),
-        describe={"images": Description(fingerprint, image_size=(width, height), model=model.info)},
-        batching=ByCount(chosen.batch_size),
+        describe={"images": Description(fingerprint, image_size=size, model=model.info)},
+        batching=ByBucket(chosen.batch_size, lambda size: size) if bucketed else ByCount(chosen.batch_size),
         batch_size=chosen.batch_size,
         load_threads=usable_cores(),
         workers=1,
@@ -210,6 +211,12 @@ def decode(source: str | Path, dest: str | Path, *, tell: Tell = quiet, **settin
     )
     with torch_given_back():
         return job.run(announced(listing, tell))
+
+
+def _decoded_size(latent: LatentInfo, info: ModelInfo) -> tuple[int, int]:
+    """(width, height) of what latents of one shape decode to."""
+    _, height, width = latent.fixed_shape
+    return width * info.downscale_factor, height * info.downscale_factor
 
 
 def _decoding_model(info: ModelInfo, given: str | None) -> ResolvedModel:

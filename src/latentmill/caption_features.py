@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from latentmill.batching import ByTokens
 from latentmill.common import (
-    announced,
+    Prepared,
     captioned_source,
     check_feature_folder,
     series,
     stored_int,
-    torch_given_back,
+    stored_reader,
 )
 from latentmill.config import TextFeatureSettings, validated
 from latentmill.destination import stored_fingerprint
-from latentmill.errors import ModelError, SampleError
+from latentmill.errors import ModelError, SampleError, SourceError
 from latentmill.estimate import announce_output
 from latentmill.finish import Description
 from latentmill.formats.containers import FolderContainer
@@ -33,7 +33,7 @@ from latentmill.system import usable_cores
 from latentmill.worker import Output
 
 if TYPE_CHECKING:
-    from latentmill.encoders.text import TextEncoderSpec
+    from latentmill.encoders.text import TextEncoderSpec, TextSpec
 
 _NPZ_OVERHEAD, _ROW_BYTES = 700, 600
 _PROBE_CAPTIONS = 8
@@ -45,17 +45,24 @@ def text_features(data_info: str | Path, dest: str | Path, *, tell: Tell = quiet
 
     settings: the fields of `config.TextFeatureSettings`. Raises LatentmillError.
     """
+    return prepare_captions(tell, data_info=data_info, dest=dest, **settings).run()
+
+
+def prepare_captions(tell: Tell, **settings: Any) -> Prepared:
+    """Everything that can be refused, and what will be done told, before the work. Raises LatentmillError."""
     from latentmill.encoders.device import choose_device
     from latentmill.encoders.models import resolve_text
     from latentmill.encoders.text import TextSpec
 
-    chosen = validated(TextFeatureSettings, {"data_info": data_info, "dest": dest, **settings})
-    reader: ReaderKind = chosen.reader or "multi"
+    chosen = validated(TextFeatureSettings, settings)
     place = FolderContainer(chosen.dest / text_folder(chosen.label, chosen.suffix))
+    made_with = {} if chosen.overwrite else stored_fingerprint(place)
+    reader: ReaderKind = (
+        chosen.reader or stored_reader(made_with) or ("single" if chosen.with_single_scale else "multi")
+    )
     found = captioned_source(chosen, needs_images=False)
     check_feature_folder(place, found)
     check_names((row.key for row in found.rows), reader, ".npz")
-    made_with = {} if chosen.overwrite else stored_fingerprint(place)
     threads = chosen.threads or stored_int(made_with, "threads") or usable_cores()
     model = resolve_text(chosen.text_encoder, chosen.text_revision)
     spec = TextSpec(model, choose_device(chosen.device), chosen.dtype, chosen.max_length, threads)
@@ -68,22 +75,45 @@ def text_features(data_info: str | Path, dest: str | Path, *, tell: Tell = quiet
         chosen.end_index,
     )
     listing = captions.listing()
+    _tell_missing(listing, chosen, tell)
     layout = PixArtText(reader, chosen.max_length if chosen.pad else None)
     tell(Event("plan", f"{model.info.name}: {spec.width} wide; {threads} threads on {spec.device}, {chosen.dtype}"))
     _announce_text(listing, chosen, spec.width, place.path, tell)
-    describe = Description(
+    job = Job(
+        source=captions,
+        load=CaptionLoad(spec),
+        encoder=spec,
+        outputs=(Output("text", layout, place, encoded=True),),
+        describe={"text": _description(chosen, spec, layout)},
+        batching=ByTokens(chosen.token_budget),
+        batch_size=_CAPTIONS_AHEAD,
+        load_threads=1,
+        workers=1,
+        max_failures=chosen.max_failures,
+        measure=lambda refs: _seconds_a_token(spec, refs),
+        check=chosen.check,
+        overwrite=chosen.overwrite,
+        patient=chosen.wait,
+        tell=tell,
+    )
+    return Prepared(job, listing)
+
+
+def _description(chosen: TextFeatureSettings, spec: TextSpec, layout: PixArtText) -> Description:
+    info = spec.model.info
+    return Description(
         {
-            "reader": reader,
+            "reader": layout.reader,
             "device": spec.device.partition(":")[0],
             "dtype": chosen.dtype,
-            "threads": threads,
+            "threads": spec.threads,
             "label": chosen.label,
             "max_length": chosen.max_length,
             "pad": chosen.pad,
             "token_budget": chosen.token_budget,
-            "text_weights": model.info.weights_sha256,
-            "text_config": model.info.config_sha256,
-            "tokenizer": model.info.tokenizer_sha256,
+            "text_weights": info.weights_sha256,
+            "text_config": info.config_sha256,
+            "tokenizer": info.tokenizer_sha256,
             "torch": series("torch"),
             "transformers": series("transformers"),
         },
@@ -96,28 +126,24 @@ def text_features(data_info: str | Path, dest: str | Path, *, tell: Tell = quiet
             compute_dtype=chosen.dtype,
             empty=EMPTY_CAPTION,
         ),
-        text_model=model.info,
+        text_model=info,
         empty_caption=lambda: layout.to_bytes(_one(spec, "").array),
     )
-    job = Job(
-        source=captions,
-        load=CaptionLoad(spec),
-        encoder=spec,
-        outputs=(Output("text", layout, place, encoded=True),),
-        describe={"text": describe},
-        batching=ByTokens(chosen.token_budget),
-        batch_size=_CAPTIONS_AHEAD,
-        load_threads=1,
-        workers=1,
-        max_failures=chosen.max_failures,
-        measure=lambda refs: _seconds_a_token(spec, refs),
-        check=chosen.check,
-        overwrite=chosen.overwrite,
-        patient=chosen.wait,
-        tell=tell,
-    )
-    with torch_given_back():
-        return job.run(announced(listing, tell))
+
+
+def _tell_missing(listing: Listing, chosen: TextFeatureSettings, tell: Tell) -> None:
+    """Captions that are missing are known now: say so, and refuse now what `max_failures` would stop midway."""
+    wanted = [ref for ref in listing.refs() if listing.wanted(ref)]
+    faults = [ref.fault for ref in wanted if ref.fault]
+    if not faults:
+        return
+    found = f"{len(faults):,} of {len(wanted):,} rows have no caption that can be used (the first: {faults[0]})"
+    ways = "--missing-caption empty takes the empty caption where there is none"
+    if chosen.max_failures.exceeded(len(faults), len(wanted)):
+        raise SourceError(
+            f"{found}, over --max-failures {chosen.max_failures}. {ways}; a higher limit records them as rejects"
+        )
+    tell(Event("warning", f"{found}: they will be rejects. {ways}"))
 
 
 def _announce_text(listing: Listing, chosen: TextFeatureSettings, width: int, dest: Path, tell: Tell) -> None:

@@ -2,84 +2,66 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from latentmill.errors import ConfigError
 from latentmill.guard import EXIT_REJECTS, guarded, plain
 from latentmill.options import (
+    SOURCE_HELP,
     Alpha,
     AlphaOption,
+    BatchSize,
+    Buckets,
+    CaptionColumn,
+    CaptionExtension,
+    CaptionLabel,
     Check,
     CheckOption,
+    DataInfo,
     Device,
     Dtype,
     Exif,
     ExifOption,
+    Fit,
+    FitOption,
+    Images,
+    Link,
+    LoadingThreads,
     MaxFailures,
+    MaxLength,
     MaxPixels,
+    Missing,
+    MissingCaption,
+    MultiLine,
+    MultiScale,
     Overwrite,
+    Pad,
+    PathColumn,
+    PixelRange,
+    Reader,
+    ResolutionOption,
+    Revision,
     SaveDtype,
+    StoredDtype,
+    Subfolder,
+    TextEncoder,
+    TextRevision,
+    Tiling,
+    TilingOption,
+    TokenBudget,
+    Vae,
 )
-from latentmill.terminal import Display, err, out, shown, summarise
+from latentmill.terminal import Display, counted, err, out, shown, summarise
 
-
-class Fit(StrEnum):
-    stretch = "stretch"
-    cover = "cover"
-    pad = "pad"
-
-
-class Reader(StrEnum):
-    multi = "multi"
-    single = "single"
-
-
-class Missing(StrEnum):
-    reject = "reject"
-    empty = "empty"
-
-
-class Tiling(StrEnum):
-    auto = "auto"
-    always = "always"
-    never = "never"
-
-
-class Link(StrEnum):
-    hard = "hard"
-    copy = "copy"
-    symlink = "symlink"
-
+if TYPE_CHECKING:
+    from latentmill.common import Prepared
+    from latentmill.outcome import Tell
 
 _SHOWN = 20  # of what is left out
-_SOURCE_HELP = "Folder of images with captions beside them, or a table: PixArt's JSON, .jsonl, .csv, .tsv."
-Images = Annotated[
-    Path | None, typer.Option(help="Folder of a table's images. Default: InternImgs beside InternData, or the table's.")
-]
-CaptionExtension = Annotated[str, typer.Option(help="Of the caption files beside a folder's images.")]
-MultiLine = Annotated[bool, typer.Option("--multi-line", help="Each line of a caption file is a caption.")]
-PathColumn = Annotated[str | None, typer.Option(help="Column of a table with the images' paths.")]
-CaptionColumn = Annotated[
-    list[str] | None, typer.Option(metavar="NAME=COLUMN", help="Caption of a table, and its column; repeatable.")
-]
-MissingCaption = Annotated[Missing, typer.Option(help="Reject an image without the caption, or take the empty one.")]
-DataInfo = Annotated[Path, typer.Option("--data-info", help=_SOURCE_HELP, show_default=False)]
-ResolutionOption = Annotated[int, typer.Option(metavar="N", help="256 or 512; multi-scale 512, 1024, 2048 or 2880.")]
-MultiScale = Annotated[bool, typer.Option("--multi-scale/--single-scale", help="Aspect buckets, or squares.")]
-Buckets = Annotated[
-    str,
-    typer.Option(
-        metavar="TABLE",
-        help="reference; grid[:STEP[:LOW:HIGH]] of any resolution; auto:N[:STEP], fitted to the images.",
-    ),
-]
-FitOption = Annotated[
-    Fit | None,
-    typer.Option(help="To the bucket: stretch, cover and crop, or pad. Default: stretch; single-scale: cover."),
-]
 
 
 def register(app: typer.Typer) -> None:
@@ -92,42 +74,33 @@ def register(app: typer.Typer) -> None:
 def pixart(
     data_info: DataInfo,
     dest: Annotated[Path, typer.Option(help="Folder of the feature folders (InternData).", show_default=False)],
-    vae: Annotated[
-        str | None, typer.Option(help="VAE: short name, hub repository or folder. Makes VAE features.")
-    ] = None,
+    vae: Vae = None,
     resolution: ResolutionOption = 512,
     multi_scale: MultiScale = False,
-    text_encoder: Annotated[
-        str | None, typer.Option(help="T5: short name, hub repository or folder. Makes text features.")
-    ] = None,
-    caption_label: Annotated[list[str] | None, typer.Option(help="Which caption; repeatable. Default: prompt.")] = None,
-    max_length: Annotated[int, typer.Option(metavar="N", help="Tokens that a caption may have.")] = 300,
-    pad: Annotated[
-        bool, typer.Option("--pad", help="Store N positions, as the reference does, not L real ones.")
-    ] = False,
+    text_encoder: TextEncoder = None,
+    caption_label: CaptionLabel = None,
+    max_length: MaxLength = 300,
+    pad: Pad = False,
     reader: Annotated[
-        Reader | None, typer.Option(help="Whose file names. Default: multi; single for single-scale VAE features.")
+        Reader | None,
+        typer.Option(help="Of PixArt's two, the one that file names are for. Default: multi; single for squares."),
     ] = None,
     buckets: Buckets = "reference",
     fit: FitOption = None,
-    batch_size: Annotated[
-        str | None, typer.Option(metavar="N|auto", help="Images a forward; auto tries. Default: 8 of 512x512.")
-    ] = None,
-    token_budget: Annotated[int, typer.Option(metavar="N", help="Tokens a forward of the text encoder.")] = 4096,
-    tiling: Annotated[
-        Tiling, typer.Option(help="Encode in tiles what does not fit in memory, all, or nothing.")
-    ] = Tiling.auto,
+    batch_size: BatchSize = None,
+    token_budget: TokenBudget = 4096,
+    tiling: TilingOption = Tiling.auto,
     device: Device = "auto",
     dtype: Annotated[Dtype, typer.Option(help="Precision of the models.")] = Dtype.float32,
-    save_dtype: Annotated[SaveDtype, typer.Option(help="Precision of the stored latents.")] = SaveDtype.float32,
-    pixel_range: Annotated[str, typer.Option(metavar="-1,1|0,1", help="Range of the VAE's input.")] = "-1,1",
-    revision: Annotated[str | None, typer.Option(help="Revision of the VAE's hub repository.")] = None,
-    subfolder: Annotated[str | None, typer.Option(help="Folder of the VAE inside the model.")] = None,
-    text_revision: Annotated[str | None, typer.Option(help="Revision of the text encoder's hub repository.")] = None,
+    save_dtype: StoredDtype = SaveDtype.float32,
+    pixel_range: PixelRange = "-1,1",
+    revision: Revision = None,
+    subfolder: Subfolder = None,
+    text_revision: TextRevision = None,
     threads: Annotated[int | None, typer.Option(metavar="N", help="CPU threads. Default: the usable cores.")] = None,
-    num_workers: Annotated[int | None, typer.Option(metavar="N", help="Loading threads. Default: the cores.")] = None,
+    num_workers: LoadingThreads = None,
     suffix: Annotated[str, typer.Option(help="Appended to the feature folders' names, after a _.")] = "",
-    start_index: Annotated[int, typer.Option(metavar="N", help="First row that is wanted.")] = 0,
+    start_index: Annotated[int, typer.Option(metavar="N", help="First row to make, counted from 0.")] = 0,
     end_index: Annotated[int | None, typer.Option(metavar="N", help="Row before which to stop.")] = None,
     images: Images = None,
     caption_extension: CaptionExtension = ".txt",
@@ -150,30 +123,40 @@ def pixart(
     """
     settings = _settings(locals())
     settings["caption_label"] = caption_label or ["prompt"]
-    settings["batch_size"] = int(batch_size) if batch_size is not None and batch_size.isdigit() else batch_size
 
     def jobs() -> int:
-        from latentmill.features import IMAGES, feature_jobs
+        from latentmill.features import feature_jobs
 
-        rejected = 0
-        for label, run in feature_jobs(settings.pop("data_info"), settings.pop("dest"), **settings):
-            name = "images" if label is IMAGES else f"captions {label}"
-            with Display(name) as display:
-                result = run(display.tell)
-            summarise(name, result, Path(), "images" if label is IMAGES else "captions")
-            rejected += result.rejected
-        return EXIT_REJECTS if rejected else 0
+        settings["batch_size"] = _batch_size(batch_size)
+        return run_features(feature_jobs(settings.pop("data_info"), settings.pop("dest"), **settings))
 
     guarded(jobs)
 
 
+def run_features(jobs: list[tuple[str | None, Callable[[Tell], Prepared]]]) -> int:
+    """Prepare every job, so that none begins before all have been checked; then run each. Gives the exit code."""
+    ready = []
+    for label, prepare in jobs:
+        what = "captions" if label else "images"
+        display = Display(f"{what} {label}" if label else what, what)
+        ready.append((display, prepare(display.tell)))
+    rejected = 0
+    for display, job in ready:
+        with display:
+            result = job.run()
+        summarise(display.command, result, Path(), display.what)
+        rejected += result.rejected
+    return EXIT_REJECTS if rejected else 0
+
+
 def import_(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help=_SOURCE_HELP, show_default=False)],
+    source: Annotated[Path, typer.Argument(metavar="SRC", help=SOURCE_HELP, show_default=False)],
     dest: Annotated[
         Path, typer.Argument(metavar="DEST", help="Folder to make: InternImgs, InternData.", show_default=False)
     ],
     link: Annotated[Link, typer.Option(help="How images get there.")] = Link.hard,
     flatten: Annotated[bool, typer.Option("--flatten", help="a/b/c.png becomes a_b_c.png.")] = False,
+    png: Annotated[bool, typer.Option("--png", help="Encode JPEGs as PNG too, for the single-scale reader.")] = False,
     exif: ExifOption = Exif.ignore,
     missing_caption: MissingCaption = Missing.reject,
     images: Images = None,
@@ -181,6 +164,9 @@ def import_(
     multi_line: MultiLine = False,
     path_column: PathColumn = None,
     caption_column: CaptionColumn = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Make every image anew, and a table that was edited since.")
+    ] = False,
 ) -> None:
     """Captioned images to a PixArt dataset: InternImgs with names its readers find, InternData/data_info.json.
 
@@ -195,7 +181,8 @@ def import_(
             result = import_captioned(settings.pop("source"), settings.pop("dest"), tell=display.tell, **settings)
         done = "[green]already imported:[/]" if result.already_done else "[green]import done:[/]"
         out.print(
-            f"{done} {shown(result.dest)}: {result.stored:,} images with {', '.join(result.names) or 'no captions'}; "
+            f"{done} {shown(result.dest)}: {counted(result.stored, 'images')} with "
+            f"{', '.join(map(shown, result.names)) or 'no captions'}; "
             f"{result.placed:,} put into place, {result.removed:,} removed"
         )
         for note, count in result.notes.items():
@@ -209,9 +196,18 @@ def import_(
 
 
 def buckets(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help=_SOURCE_HELP, show_default=False)],
-    resolution: ResolutionOption = 512,
-    table: Annotated[str, typer.Option("--buckets", metavar="TABLE", help="As of `latentmill pixart`.")] = "reference",
+    source: Annotated[Path, typer.Argument(metavar="SRC", help=SOURCE_HELP, show_default=False)],
+    resolution: Annotated[
+        int, typer.Option(metavar="N", help="256, 512, 1024, 2048 or 2880; any, with --buckets grid or auto.")
+    ] = 512,
+    table: Annotated[
+        str,
+        typer.Option(
+            "--buckets",
+            metavar="TABLE",
+            help="reference; grid, grid:STEP or grid:STEP:LOW:HIGH (ratios); auto:N, fitted to the images.",
+        ),
+    ] = "reference",
     fit: Annotated[Fit, typer.Option(help="To the bucket: stretch, cover and crop, or pad.")] = Fit.stretch,
     images: Images = None,
     path_column: PathColumn = None,
@@ -248,11 +244,19 @@ def _print_buckets(report: Any) -> None:
     table.add_row("all", "", f"{total.images:,}", f"{total.cropped_away:.1%}", f"{total.distortion:.1%}",
                   f"{total.upscaled:,}", style="bold")  # fmt: skip
     out.print(table)
-    out.print(f"{len(rows)} of {len(report.table.buckets)} buckets have images")
+    out.print(f"{len(rows)} of {counted(len(report.table.buckets), 'buckets')} have images")
     for item in report.left_out[:_SHOWN]:
         err.print(f"[yellow]left out:[/] {shown(item.key)}: {shown(item.reason)}")
     if len(report.left_out) > _SHOWN:
         err.print(f"… and {len(report.left_out) - _SHOWN:,} more are left out")
+
+
+def _batch_size(text: str | None) -> int | str | None:
+    if text is None or text == "auto":
+        return text
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise ConfigError(f"batch-size must be a whole number from 1 on, or auto. Found: {text!r}")
+    return int(text)
 
 
 def _settings(values: dict[str, Any]) -> dict[str, Any]:

@@ -6,14 +6,16 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 from latentmill.config import FeatureSettings
 from latentmill.errors import ConfigError, DestinationError, SampleError
 from latentmill.formats.containers import FolderContainer
 from latentmill.formats.metadata import ModelInfo, Value
-from latentmill.outcome import Event, Tell
+from latentmill.formats.pixart import ReaderKind
+from latentmill.job import Job
+from latentmill.outcome import Event, Result, Tell
 from latentmill.records import Listing, SampleRef
 from latentmill.registry import FAKE
 from latentmill.sources.captioned import CaptionedSet, captioned
@@ -60,6 +62,12 @@ def stored_int(made_with: dict[str, Value], name: str) -> int | None:
     return value if isinstance(value, int) else None
 
 
+def stored_reader(made_with: dict[str, Value]) -> ReaderKind | None:
+    """Whose file names a feature folder was begun with."""
+    value = made_with.get("reader")
+    return "multi" if value == "multi" else "single" if value == "single" else None
+
+
 def model_line(info: ModelInfo) -> str:
     """A VAE's figures for a person."""
     return f"{info.latent_channels} channels, factor {info.downscale_factor}, scaling {info.scaling_factor:g}" + (
@@ -86,6 +94,19 @@ def seconds_an_image(source: Source, load: Load, spec: EncoderSpec, refs: Sequen
                 break
         return seconds
     return 0.1
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A job that has been checked and told, and only waits to be run."""
+
+    job: Job
+    listing: Listing
+
+    def run(self) -> Result:
+        """Raises LatentmillError."""
+        with torch_given_back():
+            return self.job.run(announced(self.listing, self.job.tell))
 
 
 def vae_spec(
@@ -133,6 +154,7 @@ def check_feature_folder(place: FolderContainer, found: CaptionedSet) -> None:
     """Refuse a feature folder that is a file, or lies among the images. Raises DestinationError."""
     if place.path.exists() and not place.path.is_dir():
         raise DestinationError(f"the feature folder must be a folder. Found a file: {place.path}")
-    inner, outer = place.path.resolve(), found.images.resolve()
-    if inner == outer or (found.path.is_dir() and outer in inner.parents):
+    inner, images = place.path.resolve(), found.images.resolve()
+    beside_table = not found.path.is_dir() and images == found.path.resolve().parent
+    if inner == images or (images in inner.parents and not beside_table):
         raise DestinationError(f"the destination {place.path} lies among the source's images; choose another --dest")

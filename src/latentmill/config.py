@@ -174,6 +174,7 @@ class CaptionedSettings(_Settings):
 class FeatureSettings(CaptionedSettings):
     """What both of PixArt's jobs take. data_info: any captioned source. dest: the folder of the feature folders.
 
+    reader: None takes what the destination was begun with, else multi, or single for single-scale VAE features.
     start_index, end_index: the rows that are wanted, [start, end); what other slices made is kept. threads: None takes
     what the destination was begun with, else the usable cores. wait: for another process that writes to the same place.
     """
@@ -225,7 +226,8 @@ class ImageFeatureSettings(FeatureSettings):
 class TextFeatureSettings(FeatureSettings):
     """Text features. label: which of the captions. pad: store max_length positions, as the reference does.
 
-    token_budget: tokens a forward, padding included.
+    token_budget: tokens a forward, padding included. with_single_scale: made for the reader of single-scale VAE
+    features, where neither `reader` says otherwise nor the destination was begun so.
     """
 
     text_encoder: str = "pixart-sigma-t5"
@@ -234,6 +236,7 @@ class TextFeatureSettings(FeatureSettings):
     max_length: Annotated[int, Field(ge=2)] = 300
     pad: bool = False
     token_budget: Positive = 4096
+    with_single_scale: bool = False
 
 
 class DecodeSettings(JobSettings):

@@ -12,7 +12,7 @@ from uuid import uuid4
 from filelock import FileLock, Timeout
 
 from latentmill.errors import DestinationError, LatentmillError, SourceError
-from latentmill.files import digest_lines, remove_empty_folders, remove_tree, replace_text, write_errors
+from latentmill.files import digest, digest_lines, remove_empty_folders, remove_tree, replace_text, write_errors
 from latentmill.formats.containers import Container
 from latentmill.formats.layouts import layout_of
 from latentmill.formats.metadata import (
@@ -107,6 +107,23 @@ def refuse_damaged(place: Container, metadata: Metadata) -> None:
             if digest_lines(line.decode(errors="replace") for line in stream) == metadata.index_digest:
                 return
     raise DestinationError(f"the index of {place.path} is missing or was changed; --overwrite makes the dataset anew")
+
+
+def has_empty_caption(place: Container, metadata: Metadata) -> bool:
+    """Whether the features of the empty caption lie there as they were made; True where none belong to the dataset."""
+    if metadata.text is None:
+        return True
+    try:
+        return digest((place.path / metadata.text.empty).read_bytes()) == metadata.text.empty_digest
+    except OSError:
+        return False
+
+
+def drop_changed_empty_caption(place: Container, metadata: Metadata) -> None:
+    """Remove features of the empty caption that are not those that were made, so that they are made again."""
+    if metadata.text is not None and not has_empty_caption(place, metadata):
+        with write_errors(place.path):
+            (place.path / metadata.text.empty).unlink(missing_ok=True)
 
 
 def being_cleared(place: Container) -> bool:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from latentmill.cli_features import run_features
 from latentmill.errors import ConfigError
-from latentmill.guard import EXIT_REJECTS, guarded
-from latentmill.terminal import Display, summarise
+from latentmill.guard import guarded
+
+if TYPE_CHECKING:
+    from latentmill.common import Prepared
+    from latentmill.outcome import Tell
 
 _MULTI_SCALE_SIZES, _SINGLE_SCALE_SIZES = (512, 1024, 2048, 2880), (256, 512)
 
@@ -60,30 +65,24 @@ def _main(
     """VAE features and T5 features of a PixArt dataset, in the folders that its trainer reads."""
     options = dict(locals())
 
-    def jobs() -> int:
-        chosen: list[tuple[str, str, Callable[[], dict[str, Any]]]] = []
+    def work() -> int:
+        from latentmill.caption_features import prepare_captions
+        from latentmill.vae_features import prepare_images
+
+        jobs: list[tuple[str | None, Callable[[Tell], Prepared]]] = []
         if run_t5_feature_extract:
-            chosen.append((f"captions {caption_label}", "captions", lambda: _text_settings(options)))
+            jobs.append((caption_label, partial(_prepare, prepare_captions, _text_settings(options))))
         if run_vae_feature_extract:
-            chosen.append(("images", "images", lambda: _image_settings(options)))
-        if not chosen:
+            jobs.append((None, partial(_prepare, prepare_images, _image_settings(options))))
+        if not jobs:
             raise ConfigError("nothing to do: give --run_vae_feature_extract, --run_t5_feature_extract or both")
-        settings = [each() for _, _, each in chosen]  # refuse both before the first begins
-        rejected = sum(_run(name, what, own) for (name, what, _), own in zip(chosen, settings, strict=True))
-        return EXIT_REJECTS if rejected else 0
+        return run_features(jobs)
 
-    guarded(jobs)
+    guarded(work)
 
 
-def _run(name: str, what: str, settings: dict[str, Any]) -> int:
-    from latentmill.caption_features import text_features
-    from latentmill.vae_features import image_features
-
-    run = image_features if what == "images" else text_features
-    with Display(name) as display:
-        result = run(tell=display.tell, wait=True, missing_caption="empty", **settings)
-    summarise(name, result, Path(), what)
-    return result.rejected
+def _prepare(prepare: Callable[..., Prepared], settings: dict[str, Any], tell: Tell) -> Prepared:
+    return prepare(tell, wait=True, missing_caption="empty", **settings)
 
 
 def _image_settings(options: dict[str, Any]) -> dict[str, Any]:
@@ -92,7 +91,7 @@ def _image_settings(options: dict[str, Any]) -> dict[str, Any]:
     if options["img_size"] not in sizes:
         kind = "with" if options["multi_scale"] else "without"
         raise ConfigError(
-            f"--img_size {kind} --multi_scale must be {', '.join(map(str, sizes))}. Found: {options['img_size']}"
+            f"--img_size {kind} --multi_scale must be one of {', '.join(map(str, sizes))}. Found: {options['img_size']}"
         )
     return {
         "data_info": root / _needed(options, "vae_json_file", "--run_vae_feature_extract"),
@@ -112,8 +111,10 @@ def _text_settings(options: dict[str, Any]) -> dict[str, Any]:
         "dest": _needed(options, "t5_save_root", "--run_t5_feature_extract"),
         "text_encoder": options["t5_models_dir"],
         "label": options["caption_label"],
+        "caption_columns": [options["caption_label"]],
         "max_length": options["max_length"],
         "pad": True,
+        "with_single_scale": options["run_vae_feature_extract"] and not options["multi_scale"],
         "suffix": options["save_path_suffix"],
         "start_index": options["start_index"],
         "end_index": options["end_index"],

@@ -16,7 +16,7 @@ from latentmill.system import available_memory
 
 _PROBE_IMAGES = 16
 _WORKER_BYTES = 70 << 20  # a worker process before its first image, measured
-_DECODE_COPIES = 12  # bytes a source pixel takes at most: RGB array, Pillow's 4-byte copy, one resized copy, slack
+DECODE_COPIES = 12  # bytes a source pixel takes at most: RGB array, Pillow's 4-byte copy, one resized copy, slack
 _BATCHES_IN_FLIGHT = 4  # one loading, one being encoded, and those that wait to be written
 _SAFE_SHARE = 0.8  # of the available memory
 _PNG_OVERHEAD = 400
@@ -52,7 +52,7 @@ class Estimate:
 
     def memory(self, workers: int, batch_size: int) -> int:
         """Bytes of memory at most: every worker decodes one image and holds a few batches of results."""
-        a_worker = _WORKER_BYTES + self.largest * _DECODE_COPIES + batch_size * _BATCHES_IN_FLIGHT * self.result_bytes
+        a_worker = _WORKER_BYTES + self.largest * DECODE_COPIES + batch_size * _BATCHES_IN_FLIGHT * self.result_bytes
         return workers * a_worker + _WORKER_BYTES
 
     def announce(self, tell: Tell) -> None:

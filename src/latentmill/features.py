@@ -11,11 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from latentmill.caption_features import text_features
+from latentmill.caption_features import prepare_captions
+from latentmill.common import Prepared
 from latentmill.config import ImageFeatureSettings, TextFeatureSettings
 from latentmill.errors import ConfigError
 from latentmill.outcome import Result, Tell, quiet
-from latentmill.vae_features import image_features
+from latentmill.vae_features import prepare_images
 
 IMAGES = None  # in the place of a caption label
 
@@ -32,9 +33,11 @@ def pixart(data_info: str | Path, dest: str | Path, *, tell: Tell = quiet, **set
     """VAE features with `vae`, text features of each `caption_label` with `text_encoder`; both where neither is named.
 
     settings: the fields of `config.ImageFeatureSettings` and `config.TextFeatureSettings` (there, `label` is one of
-    `caption_label`, a name or several); each job takes its own. Raises LatentmillError.
+    `caption_label`, a name or several); each job takes its own. No job begins before all have been checked.
+    Raises LatentmillError.
     """
-    results = {name: run(tell) for name, run in feature_jobs(data_info, dest, **settings)}
+    jobs = [(name, prepare(tell)) for name, prepare in feature_jobs(data_info, dest, **settings)]
+    results = {name: job.run() for name, job in jobs}
     return Features(results.pop(IMAGES, None), {str(name): result for name, result in results.items()})
 
 
@@ -46,8 +49,11 @@ def feature_jobs(
     text_encoder: str | None = None,
     caption_label: str | Sequence[str] = "prompt",
     **settings: Any,
-) -> list[tuple[str | None, Callable[[Tell], Result]]]:
-    """The jobs of `pixart`, to be run one after the other: IMAGES first, then each caption label."""
+) -> list[tuple[str | None, Callable[[Tell], Prepared]]]:
+    """The jobs of `pixart`, to be prepared and then run one after the other: IMAGES first, then each caption label.
+
+    Text features made together with single-scale VAE features are named for the reader of those.
+    """
     if vae is None and text_encoder is None:
         vae = ImageFeatureSettings.model_fields["vae"].default
         text_encoder = TextFeatureSettings.model_fields["text_encoder"].default
@@ -56,22 +62,23 @@ def feature_jobs(
     if unknown:
         raise ConfigError(f"there is no setting {unknown[0]}. There are: {', '.join(sorted(known))}")
     common = {"data_info": data_info, "dest": dest}
-    jobs: list[tuple[str | None, Callable[[Tell], Result]]] = []
+    jobs: list[tuple[str | None, Callable[[Tell], Prepared]]] = []
     if vae is not None:
         own = {name: value for name, value in settings.items() if name in ImageFeatureSettings.model_fields}
         jobs.append((IMAGES, partial(_images, {**common, **own, "vae": vae})))
+        settings["with_single_scale"] = not settings.get("multi_scale")
     if text_encoder is not None:
         own = {name: value for name, value in settings.items() if name in TextFeatureSettings.model_fields}
         labels = [caption_label] if isinstance(caption_label, str) else list(dict.fromkeys(caption_label))
         for label in labels:
             chosen = {**common, **own, "text_encoder": text_encoder, "label": label}
-            jobs.append((label, partial(_text, chosen)))
+            jobs.append((label, partial(_captions, chosen)))
     return jobs
 
 
-def _images(settings: dict[str, Any], tell: Tell) -> Result:
-    return image_features(**settings, tell=tell)
+def _images(settings: dict[str, Any], tell: Tell) -> Prepared:
+    return prepare_images(tell, **settings)
 
 
-def _text(settings: dict[str, Any], tell: Tell) -> Result:
-    return text_features(**settings, tell=tell)
+def _captions(settings: dict[str, Any], tell: Tell) -> Prepared:
+    return prepare_captions(tell, **settings)

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import hashlib
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,7 @@ from latentmill.errors import DestinationError
 
 DIGEST = "sha256-128"  # SHA-256, its first 128 bits as 32 hexadecimal digits
 _DIGEST_DIGITS = 32
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -148,5 +150,6 @@ def remove_empty_folders(folder: Path, root: Path) -> None:
 
 
 def printable(text: str) -> str:
-    """A path as it can be shown: bytes that are not UTF-8 become `\\xNN`."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    """A path as it can be shown on one line: control characters, and bytes that are not UTF-8, become `\\xNN`."""
+    shown = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), shown)

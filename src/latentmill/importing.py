@@ -74,6 +74,7 @@ def import_captioned(
     *,
     link: Link = "hard",
     flatten: bool = False,
+    png: bool = False,
     exif: Exif = "ignore",
     missing_caption: Missing = "reject",
     caption_extension: str = ".txt",
@@ -88,8 +89,9 @@ def import_captioned(
     """Make a PixArt dataset of a captioned source (see `captioned` for its options). Raises LatentmillError.
 
     PNG and JPEG files are linked or copied (`link`), whatever their names end in; other formats are encoded as PNG.
-    flatten: `a/b.png` becomes `a_b.png`. exif: "apply" encodes turned photos upright, as PNG. missing_caption: an image
-    without any caption is rejected, or has "" under every name. overwrite: make every image anew, and replace a
+    flatten: `a/b.png` becomes `a_b.png`. png: JPEG files are encoded as PNG too; with flatten, names are what PixArt's
+    single-scale reader finds. exif: "apply" encodes turned photos upright, as PNG. missing_caption: an image without a
+    caption (`prompt`, where the source has one of that name) is rejected, or has "" under every name. overwrite: make every image anew, and replace a
     `data_info.json` that was edited since.
     """
     for name, value, allowed in (
@@ -112,9 +114,12 @@ def import_captioned(
     names = import_names((row.key for row in found.rows), flatten)
     for warning in found.warnings:
         tell(Event("warning", warning))
+    if found.names and PROMPT not in found.names:
+        tell(Event("warning", f"no caption is called {PROMPT}, which PixArt's reader looks up: name the one to take"))
     tell(Event("plan", f"{len(found.rows):,} images; captions: {', '.join(found.names) or 'none'}"))
     with locked((place,)):
-        work = _Import(found, place, Placer(found.images, place.path / IMAGE_FOLDER, link, exif), missing_caption, tell)
+        placer = Placer(found.images, place.path / IMAGE_FOLDER, link, exif, png)
+        work = _Import(found, place, placer, missing_caption, tell)
         return work.run(names, threads or usable_cores(), overwrite, started)
 
 
@@ -329,16 +334,17 @@ class _Import:
 
 
 def _captions(row: CaptionedImage, names: list[str], missing: Missing) -> dict[str, str]:
-    """The captions that an image has, by name. Raises SampleError where it has none that can be used."""
+    """The captions that an image has, by name. Raises SampleError where it has none, or no `prompt` among others."""
     found: dict[str, str] = {}
     first: SampleError | None = None
     for name in names:
         try:
             found[name] = caption_of(row, name, missing)
         except SampleError as error:
-            if first is None or name in row.faults:
+            if first is None or name == PROMPT or (name in row.faults and PROMPT in found):
                 first = error
-    if first is not None and not any(found.values()):
+    lacks_prompt = PROMPT in names and PROMPT not in found  # which PixArt's reader looks up in every row
+    if first is not None and (lacks_prompt or not any(found.values())):
         raise first
     return found
 

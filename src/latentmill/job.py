@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 from latentmill.config import FailureLimit
 from latentmill.destination import (
     being_cleared,
     clear,
+    drop_changed_empty_caption,
+    has_empty_caption,
     locked,
     refuse_damaged,
     refuse_foreign,
@@ -25,8 +26,8 @@ from latentmill.destination import (
     sweep,
     tie,
 )
-from latentmill.errors import DestinationError, SampleError, SettingsChangedError
-from latentmill.files import digest, remove_tree
+from latentmill.errors import DestinationError, SettingsChangedError
+from latentmill.files import remove_empty_folders, remove_tree
 from latentmill.finish import Description, Tally, finish
 from latentmill.formats.containers import Container
 from latentmill.formats.metadata import (
@@ -39,18 +40,16 @@ from latentmill.formats.metadata import (
 )
 from latentmill.live import Live, unbroken
 from latentmill.manifest import Kept, Plan, current_plan
+from latentmill.matching import Matcher, Same, match_by_digest, match_by_key, still_there
 from latentmill.outcome import Event, Result
 from latentmill.planning import (
     Changes,
-    Matcher,
     ShardSize,
     Update,
     listing_digest,
-    match_by_digest,
-    match_by_key,
     write_plan,
 )
-from latentmill.records import Listing, Outcome, SampleRef, StoredFile
+from latentmill.records import Listing, Outcome, SampleRef
 from latentmill.runners.local import run_local
 from latentmill.shift import SHIFTED, SHIFTING, shift
 from latentmill.stages import Batching, EncoderSpec, Load, Source
@@ -163,10 +162,13 @@ class Job:
             refuse_damaged(output.container, theirs)
 
         def accept(changes: Changes, source_digest: str) -> bool:
-            if metadata.source_digest == source_digest and not changes.compute and not changes.drop:
+            changed = metadata.source_digest != source_digest or changes.compute or changes.drop
+            if not changed and has_empty_caption(self.primary, metadata):
                 return False
             self._refuse_zips(why)
-            return self._accept(why, changes, source_digest)
+            self._accept(why, changes)
+            drop_changed_empty_caption(self.primary, metadata)
+            return True
 
         tie(self.places)
         return self._update(listing, asked, self._finished_results(), accept)
@@ -198,8 +200,10 @@ class Job:
         for shard in set(range(len(plan.shards))) - set(plan.done()):
             for ref in plan.refs(shard):
                 for output in self.outputs:
-                    name = output.layout.name(ref.index, ref.key)
-                    (output.container.path / plan.publish / name).unlink(missing_ok=True)
+                    root = output.container.path / plan.publish
+                    file = root / output.layout.name(ref.index, ref.key)
+                    file.unlink(missing_ok=True)
+                    remove_empty_folders(file.parent, root)
 
     def _update(
         self, listing: Listing, asked: str, earlier: Iterator[Kept], accept: Callable[[Changes, str], bool]
@@ -227,31 +231,11 @@ class Job:
         )
 
     def _matcher(self, listing: Listing) -> Matcher:
-        """How images find their earlier results. What only looks changed costs a read, not a computation."""
-
-        def same(ref: SampleRef, old: Outcome) -> bool:
-            if ref.fault or (ref.stat == old.ref.stat and self.check != "digest"):
-                return not ref.fault
-            if ref.stat.partition("-")[0] != old.ref.stat.partition("-")[0]:  # another size
-                return False
-            try:
-                return digest(self.source.read(ref)) == old.digest
-            except SampleError:
-                return False
-
         match = match_by_digest if listing.knows_digests else match_by_key
-        return lambda refs, earlier: match(refs, self._still_there(earlier), same)
-
-    def _still_there(self, earlier: Iterator[Kept]) -> Iterator[Kept]:
-        """Earlier results; one whose file is gone or changed counts as unread, so that it is computed again.
-
-        A change is seen by size, with `check` "digest" by content.
-        """
-        roots = {output.name: output.container.path for output in self.outputs}
-        for item in earlier:
-            files = () if any(place.is_zip for place in self.places) else item.outcome.files.items()
-            whole = all(_is_whole(roots[name] / item.where[name], stored, self.check) for name, stored in files)
-            yield item if whole else item._replace(outcome=replace(item.outcome, digest="", stage="read"))
+        same = Same(self.source, self.load, self.check)
+        files = [] if any(place.is_zip for place in self.places) else self.outputs
+        roots = {output.name: output.container.path for output in files}
+        return lambda refs, earlier: match(refs, still_there(earlier, roots, self.check), same)
 
     def _write(self, listing: Listing, asked: str) -> Plan:
         plan, _ = self._new_plan(listing, asked, None)
@@ -381,13 +365,6 @@ class Job:
             rejects=rejects if rejects.exists() else None,
             changes=changes,
         )
-
-
-def _is_whole(path: Path, stored: StoredFile, check: str) -> bool:
-    try:
-        return path.lstat().st_size == stored.size and (check != "digest" or digest(path.read_bytes()) == stored.digest)
-    except OSError:
-        return False
 
 
 def _shown(value: Value) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch.utils.data import Dataset
 from latentmill.errors import ConfigError, SourceError
 from latentmill.formats.containers import Reader
 from latentmill.formats.layouts import layout_of_dataset
-from latentmill.formats.metadata import INDEX_JSONL, METADATA_JSON, Metadata, index_rows, row_geometry
+from latentmill.formats.metadata import INDEX_JSONL, METADATA_JSON, WORK_FOLDER, Metadata, index_rows, row_geometry
 from latentmill.formats.repa import ImageLayout
 from latentmill.loaders_text import TextFeatures, Texts, check_weights
 from latentmill.loaders_text import collate as collate
@@ -45,17 +46,16 @@ def load(
     latents and all folders of text features are taken. images: those that the latents pair with.
     text: folders of text features, paired by the image's path. captions: choose one by weights at every access,
     `{"prompt": 0.5, "sharegpt4v": 0.5}`. caption_dropout: the share of accesses that get the empty caption's features.
-    missing_text: what becomes of images that lack a caption's features.
+    missing_text: what becomes of images that lack features of a caption (where one is chosen by weights: of any that
+    may be chosen): `error`, `drop` (the dataset's `left_out` names them), or `empty`, the empty caption's features.
     normalize: "factor" gives `(z - shift_factor) * scaling_factor` as diffusers defines it (REPA, SiT, DiT);
     "channel" gives `(z - mean) / std` with the set's own per-channel statistics (EDM2 multiplies that by 0.5, its
     sigma_data); "none" gives z.
     posterior: z is a fresh draw from the stored moments at every access, or their mean.
     Raises SourceError or ConfigError.
     """
-    folder = Path(latents)
-    if text is None:
-        folder, texts = _discovered(folder)
-    else:
+    folder, texts = _discovered(Path(latents))
+    if text is not None:
         texts = [Path(text)] if isinstance(text, str | Path) else list(map(Path, text))
     dataset = LatentDataset(folder, None if images is None else Path(images), normalize, posterior)
     dataset.add_text([TextFeatures(each) for each in texts], captions, caption_dropout, missing_text)
@@ -148,21 +148,23 @@ class LatentDataset(Dataset[dict[str, Any]]):
                 )
             self.text[each.info.label] = each
         self.caption_dropout = caption_dropout
-        self._choice = None if captions is None else check_weights(captions, list(self.text))
+        self._choice = None if captions is None else check_weights(captions, self.text)
         if self.text:
             self._pair_text(missing_text)
 
     def _pair_text(self, missing_text: MissingText) -> None:
+        needed = list(self.text) if self._choice is None else self._choice[0]
         keys = [self.key(position) for position in range(len(self))]
-        known = np.stack([features.align(keys) for features in self.text.values()])
+        known = np.stack([self._aligned(self.text[name], keys) for name in needed])
         lacking = np.flatnonzero(~known.all(axis=0))
         if not len(lacking) or missing_text == "empty":
             return
-        if missing_text == "error":
+        if missing_text == "error" or len(lacking) == len(keys):
             shown = ", ".join(keys[position] for position in lacking[:_SHOWN])
+            more = ", …" if len(lacking) > _SHOWN else ""
             raise SourceError(
-                f"{len(lacking):,} of {len(self):,} images have no features of every caption ({shown}, …): make them, "
-                "or load with missing_text='drop' or 'empty'"
+                f"{len(lacking):,} of {len(keys):,} images have no features of {' and '.join(needed)} ({shown}{more}): "
+                "make them, or load with missing_text='drop' or 'empty'"
             )
         kept = np.flatnonzero(known.all(axis=0))
         self.left_out = [keys[position] for position in lacking]
@@ -172,8 +174,17 @@ class LatentDataset(Dataset[dict[str, Any]]):
         for position in kept:
             remaining.add(keys[position])
         self._keys = remaining.close()
-        for features in self.text.values():
-            features.keep(kept)
+        for name in needed:
+            self.text[name].keep(kept)
+
+    def _aligned(self, features: TextFeatures, keys: list[str]) -> Array:
+        known = features.align(keys)
+        if not known.any():
+            raise SourceError(
+                f"{features.folder} holds features of none of the {len(keys):,} images ({keys[0]}, …): it was made of "
+                "another dataset"
+            )
+        return known
 
     def _normalisation(self, normalize: Normalize) -> tuple[torch.Tensor, torch.Tensor]:
         """float32 (C, 1, 1) each: what is subtracted from z, and what the difference is multiplied by."""
@@ -256,6 +267,10 @@ def _discovered(folder: Path) -> tuple[Path, list[Path]]:
     latents = [path for path, metadata in made.items() if metadata is not None and metadata.kind == "latents"]
     if not latents:
         return folder, []
+    unfinished = sorted({path.parent for path in root.glob(f"*/{WORK_FOLDER}")} - made.keys())
+    if unfinished:
+        names = ", ".join(path.name for path in unfinished)
+        warnings.warn(f"of {root} is left out, since not finished: {names}", stacklevel=3)
     if len(latents) > 1:
         raise SourceError(
             f"{root} holds several folders of latents: {', '.join(path.name for path in latents)}. Load one of them, "

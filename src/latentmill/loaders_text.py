@@ -31,7 +31,15 @@ class Texts:
         del self._joined, self._ends
         return self
 
+    def __len__(self) -> int:
+        return len(self._bounds) - 1
+
     def __getitem__(self, position: int) -> str:
+        """A text by its position; negative ones count from the end."""
+        if position < 0:
+            position += len(self)
+        if not 0 <= position < len(self):
+            raise IndexError(position)
         start, end = self._bounds[position], self._bounds[position + 1]
         return self._text[start:end].decode("utf-8", "surrogateescape")
 
@@ -77,15 +85,20 @@ class TextFeatures:
         return torch.from_numpy(self._layout.from_bytes(self._reader.read(name))), self.captions[position]
 
 
-def check_weights(weights: Mapping[str, float], names: Sequence[str]) -> tuple[list[str], torch.Tensor]:
-    """Names and probabilities of a caption choice. Raises ConfigError."""
-    unknown = sorted(weights.keys() - set(names))
+def check_weights(weights: Mapping[str, float], texts: Mapping[str, TextFeatures]) -> tuple[list[str], torch.Tensor]:
+    """Names and weights of a caption choice; those of weight 0 are left out. Raises ConfigError."""
+    unknown = sorted(weights.keys() - texts.keys())
     if unknown:
-        raise ConfigError(f"captions must be of {', '.join(names) or 'no text features'}. Found: {', '.join(unknown)}")
+        known = f"be of {', '.join(texts)}" if texts else "be of text features (text=...), and there are none"
+        raise ConfigError(f"captions must {known}. Found: {', '.join(unknown)}")
     values = list(weights.values())
     if not values or min(values) < 0 or not 0 < sum(values) < float("inf"):
         raise ConfigError(f"captions must have weights of 0 or more, not all 0. Found: {dict(weights)}")
-    return list(weights), torch.tensor(values, dtype=torch.float64)
+    chosen = {name: weight for name, weight in weights.items() if weight}
+    widths = {name: texts[name].info.width for name in chosen}
+    if len(set(widths.values())) > 1:
+        raise ConfigError(f"captions to choose among must have features of one width. Found: {widths}")
+    return list(chosen), torch.tensor(list(chosen.values()), dtype=torch.float64)
 
 
 def collate(samples: Sequence[Mapping[str, Any]], max_length: int | None = None) -> dict[str, Any]:
@@ -93,6 +106,7 @@ def collate(samples: Sequence[Mapping[str, Any]], max_length: int | None = None)
 
     Tensors are stacked, numbers become int64 tensors, texts lists. `text_features[name]` becomes (N, L, D), zero where
     `text_mask[name]`, int64 (N, L), is 0: L is the longest of the batch, or `max_length` (longer ones are cut).
+    Raises ConfigError where the samples are of several buckets.
     """
     batch: dict[str, Any] = {}
     for name, first in samples[0].items():
@@ -106,10 +120,20 @@ def collate(samples: Sequence[Mapping[str, Any]], max_length: int | None = None)
         elif isinstance(first, dict):
             batch[name] = {key: [value[key] for value in values] for key in first}
         elif isinstance(first, torch.Tensor):
-            batch[name] = torch.stack(values)
+            batch[name] = _stacked(name, values)
         else:
             batch[name] = torch.tensor(values) if isinstance(first, int) else values
     return batch
+
+
+def _stacked(name: str, values: list[torch.Tensor]) -> torch.Tensor:
+    shapes = sorted({tuple(value.shape) for value in values})
+    if len(shapes) > 1:
+        raise ConfigError(
+            f"a batch must hold samples of one bucket. Found: {name} of {shapes[0]} and {shapes[1]}. Use "
+            "DataLoader(dataset, batch_sampler=latentmill.BucketSampler(dataset, ...))"
+        )
+    return torch.stack(values)
 
 
 def _padded(features: Sequence[torch.Tensor], max_length: int | None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -56,10 +56,12 @@ class BucketLoad:
     max_pixels: int = DEFAULT_MAX_PIXELS
 
     def __call__(self, ref: SampleRef, data: bytes) -> Sample | None:
-        """Raises SampleError, also where the image has not the size that its row says."""
+        """Raises SampleError, also where the image has not the size that its row or header said."""
+        if ref.size is None:
+            raise SampleError("read", "its header could not be read when the job began; run the job again")
         pixels, notes = decode(data, exif=self.exif, alpha=self.alpha, max_pixels=self.max_pixels)
         size = pixels.shape[0], pixels.shape[1]
-        if ref.size is not None and size != ref.size:
+        if size != ref.size:
             raise SampleError(
                 "decode",
                 f"the image is {size[1]}x{size[0]} (width x height), its row says {ref.size[1]}x{ref.size[0]}",

@@ -1,4 +1,4 @@
-"""The options that several commands share, as Typer takes them."""
+"""The options that several commands share, and those of the text-to-image ones, as Typer takes them."""
 
 from __future__ import annotations
 
@@ -49,6 +49,37 @@ class Check(StrEnum):
     digest = "digest"
 
 
+class Fit(StrEnum):
+    stretch = "stretch"
+    cover = "cover"
+    pad = "pad"
+
+
+class Reader(StrEnum):
+    multi = "multi"
+    single = "single"
+
+
+class Missing(StrEnum):
+    reject = "reject"
+    empty = "empty"
+
+
+class Tiling(StrEnum):
+    auto = "auto"
+    always = "always"
+    never = "never"
+
+
+class Link(StrEnum):
+    hard = "hard"
+    copy = "copy"
+    symlink = "symlink"
+
+
+_FROM, _VAE, _TEXT = "Source", "VAE features", "Text features"  # panels of the help
+SOURCE_HELP = "Folder of images with captions beside them, or a table: PixArt's JSON, .jsonl, .csv, .tsv."
+
 Source = Annotated[Path, typer.Option(help="Folder (walked recursively) or .zip of images.", show_default=False)]
 Dest = Annotated[Path, typer.Option(help="Folder or .zip to make.", show_default=False)]
 Resolution = Annotated[str | None, typer.Option(metavar="WxH", help="Size of every result, as 256x256 or 256,256.")]
@@ -66,3 +97,104 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew where l
 ExifOption = Annotated[Exif, typer.Option(help="Keep the stored orientation, or turn pictures upright.")]
 AlphaOption = Annotated[Alpha, typer.Option(help="Drop transparency, or lay the picture on white or black.")]
 Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where to compute.")]
+
+# of the text-to-image commands
+
+Images = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of a table's images. Default: InternImgs beside InternData, or the table's.",
+        rich_help_panel=_FROM,
+    ),
+]
+CaptionExtension = Annotated[
+    str, typer.Option(help="Of the caption files beside a folder's images.", rich_help_panel=_FROM)
+]
+MultiLine = Annotated[
+    bool, typer.Option("--multi-line", help="Each line of a caption file is a caption.", rich_help_panel=_FROM)
+]
+PathColumn = Annotated[
+    str | None, typer.Option(help="Column of a table with the images' paths.", rich_help_panel=_FROM)
+]
+CaptionColumn = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=COLUMN", help="Caption of a table, and its column; repeatable.", rich_help_panel=_FROM),
+]
+MissingCaption = Annotated[
+    Missing,
+    typer.Option(help="Reject an image without the caption, or take the empty one.", rich_help_panel=_FROM),
+]
+DataInfo = Annotated[Path, typer.Option("--data-info", help=SOURCE_HELP, show_default=False)]
+Vae = Annotated[
+    str | None,
+    typer.Option(help="Short name, hub repository or folder. Makes VAE features.", rich_help_panel=_VAE),
+]
+ResolutionOption = Annotated[
+    int,
+    typer.Option(
+        metavar="N",
+        help="256 or 512; multi-scale 512, 1024, 2048 or 2880. Any, with --buckets grid or auto.",
+        rich_help_panel=_VAE,
+    ),
+]
+MultiScale = Annotated[
+    bool,
+    typer.Option("--multi-scale", help="Aspect buckets, instead of squares.", rich_help_panel=_VAE),
+]
+Buckets = Annotated[
+    str,
+    typer.Option(
+        metavar="TABLE",
+        help="reference; grid, grid:STEP or grid:STEP:LOW:HIGH (ratios); auto:N, fitted to the images.",
+        rich_help_panel=_VAE,
+    ),
+]
+FitOption = Annotated[
+    Fit | None,
+    typer.Option(
+        help="To the bucket: stretch, cover and crop, or pad. Default: stretch; of squares, cover.",
+        rich_help_panel=_VAE,
+    ),
+]
+BatchSize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|auto",
+        help="Images a forward; auto measures which is fastest. Default: 8 of 512x512, fewer of larger ones.",
+        rich_help_panel=_VAE,
+    ),
+]
+TilingOption = Annotated[
+    Tiling,
+    typer.Option(
+        help="Encode in tiles: images that do not fit in memory, all larger ones, or none.", rich_help_panel=_VAE
+    ),
+]
+StoredDtype = Annotated[SaveDtype, typer.Option(help="Precision of the stored latents.", rich_help_panel=_VAE)]
+PixelRange = Annotated[str, typer.Option(metavar="-1,1|0,1", help="Range of the VAE's input.", rich_help_panel=_VAE)]
+Revision = Annotated[str | None, typer.Option(help="Of the VAE's hub repository.", rich_help_panel=_VAE)]
+Subfolder = Annotated[str | None, typer.Option(help="Folder of the VAE inside the model.", rich_help_panel=_VAE)]
+LoadingThreads = Annotated[
+    int | None, typer.Option(metavar="N", help="Loading threads. Default: the usable cores.", rich_help_panel=_VAE)
+]
+TextEncoder = Annotated[
+    str | None,
+    typer.Option(help="T5: short name, hub repository or folder. Makes text features.", rich_help_panel=_TEXT),
+]
+CaptionLabel = Annotated[
+    list[str] | None, typer.Option(help="Which caption; repeatable. Default: prompt.", rich_help_panel=_TEXT)
+]
+MaxLength = Annotated[
+    int, typer.Option(metavar="N", help="Tokens that a caption may have; longer ones are cut.", rich_help_panel=_TEXT)
+]
+Pad = Annotated[
+    bool,
+    typer.Option(
+        "--pad", help="Store --max-length positions, as the reference does, not only the real ones.",
+        rich_help_panel=_TEXT,
+    ),
+]  # fmt: skip
+TokenBudget = Annotated[
+    int, typer.Option(metavar="N", help="Tokens a forward, padding included.", rich_help_panel=_TEXT)
+]
+TextRevision = Annotated[str | None, typer.Option(help="Of the text encoder's hub repository.", rich_help_panel=_TEXT)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
@@ -14,7 +14,8 @@ from typing import BinaryIO, NamedTuple
 from latentmill.files import LineDigest, digest_lines, remove_tree, replace_text, replacing, write_errors
 from latentmill.formats.metadata import Value, row_json
 from latentmill.manifest import PLAN_FORMAT, Kept, Plan
-from latentmill.records import Listing, Outcome, SampleRef
+from latentmill.matching import Matcher
+from latentmill.records import Listing, SampleRef
 from latentmill.stages import Batching
 
 
@@ -29,13 +30,17 @@ class Changes(NamedTuple):
 
 
 def listing_digest(listing: Listing) -> str:
-    """Changes when an image is added, removed, changed, renumbered or relabelled, a class renamed, or more wanted."""
+    """Changes when an image is added, removed, changed, renumbered or relabelled, a class renamed, or more wanted.
+
+    Also when the source tells another size of an image, or leaves it out by another rule.
+    """
     unwanted = (f"unwanted {ref.key}" for ref in listing.refs() if not listing.wanted(ref))
     return digest_lines(chain(map(_listing_line, listing.refs()), listing.classes or (), unwanted))
 
 
 def _listing_line(ref: SampleRef) -> str:
-    return f"{ref.index} {ref.key} {ref.stat} {ref.label} {ref.digest}"
+    line = f"{ref.index} {ref.key} {ref.stat} {ref.label} {ref.digest}"
+    return f"{line} {ref.size} {ref.skip}" if ref.size or ref.skip else line
 
 
 def _kept_line(item: Kept) -> bytes:
@@ -196,61 +201,3 @@ class _PlanWriter:
         self.computed.clear()
         self.rename += any(files[output].name != where for output, where in old.where.items())
         return _kept_line(Kept(replace(old.outcome, ref=ref, files=files), old.where))
-
-
-SameContent = Callable[[SampleRef, Outcome], bool]
-Matcher = Callable[[Iterable[SampleRef], Iterator[Kept]], Iterator[tuple[SampleRef | None, Kept | None]]]
-
-
-def match_by_key(
-    refs: Iterable[SampleRef],
-    earlier: Iterator[Kept],
-    same_content: SameContent = lambda ref, old: ref.stat == old.ref.stat,
-) -> Iterator[tuple[SampleRef | None, Kept | None]]:
-    """Pair what is listed now with what was made earlier: (ref, result to keep or None), (None, result to drop).
-
-    Both come in order of key, so neither is held. A result whose image could not be read is never kept: a
-    permission or a network may have been mended since, which no size or time shows.
-    """
-    old = next(earlier, None)
-    for ref in refs:
-        while old is not None and old.outcome.ref.key < ref.key:
-            yield None, old
-            old = next(earlier, None)
-        found = None  # an update that was cut off may have left an image's old and its new result
-        while old is not None and old.outcome.ref.key == ref.key:
-            if found is None and old.outcome.stage not in ("read", "list") and same_content(ref, old.outcome):
-                found = old
-            else:
-                yield None, old
-            old = next(earlier, None)
-        yield ref, found
-    while old is not None:
-        yield None, old
-        old = next(earlier, None)
-
-
-def match_by_digest(
-    refs: Iterable[SampleRef],
-    earlier: Iterator[Kept],
-    same_content: SameContent = lambda ref, old: ref.stat == old.ref.stat,
-) -> Iterator[tuple[SampleRef | None, Kept | None]]:
-    """As `match_by_key`, for sources that tell each image's digest: an image that was only renumbered is found again.
-
-    The digest is the source's word, not read from the bytes, so `same_content` is asked as well.
-    """
-    table: dict[str, dict[str, list[Kept]]] = {}  # digest -> stat -> results; copies of one image may be many
-    for item in earlier:
-        table.setdefault(item.outcome.digest, {}).setdefault(item.outcome.ref.stat, []).append(item)
-    for ref in refs:
-        by_stat = table.get(ref.digest, {}) if ref.digest else {}
-        stat = ref.stat if ref.stat in by_stat else next(iter(by_stat), None)
-        if stat is None or not same_content(ref, by_stat[stat][-1].outcome):
-            yield ref, None
-            continue
-        yield ref, by_stat[stat].pop()
-        if not by_stat[stat]:
-            del by_stat[stat]
-    left = (item for by_stat in table.values() for items in by_stat.values() for item in items)
-    for item in sorted(left, key=lambda item: item.outcome.ref.key):
-        yield None, item

@@ -33,11 +33,11 @@ def shift(plan: Plan, roots: Mapping[str, Path]) -> None:
     if not plan.marked(GATHERED):
         _gather(plan, roots)
         plan.mark(GATHERED)
+    _remove_empty_folders(plan, roots)  # first: a file may take the name of a folder that was left empty
     for root in roots.values():
         with write_errors(root):
             _place(root / plan.publish, root)
             sync_filesystem(root)
-    _remove_empty_folders(plan, roots)
     plan.mark(SHIFTED)
     for root in roots.values():
         for folder in (root / WORK_FOLDER).glob("new-*"):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from latentmill.outcome import Event, Result
 
 _PLAIN_SECONDS = 10.0  # between progress lines where there is no terminal
+_TRANSFORMING = ("convert", "encode")  # what leaves images out by a transform's rule, not by the reader's
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -32,15 +33,21 @@ def summarise(command: str, result: Result, source: Path, what: str = "images") 
     from latentmill.estimate import human
 
     if result.already_done:
-        out.print(f"[green]already finished:[/] {shown(result.dest)} holds all {result.stored:,} {what}; nothing to do")
+        stored = counted(result.stored, what)
+        out.print(f"[green]already finished:[/] {shown(result.dest)} holds all {stored}; nothing to do")
     else:
         rate = result.computed / result.seconds if result.seconds else 0.0
-        done = f"{result.computed:,} {what} in {_clock(result.seconds)} ({rate:,.1f}/s), {human(result.bytes)}"
+        done = f"{counted(result.computed, what)} in {_clock(result.seconds)} ({rate:,.1f}/s), {human(result.bytes)}"
         out.print(f"[green]{command} done:[/] {shown(result.dest)}: {result.stored:,} stored; {done}")
     if result.skipped:
-        out.print(f"  {result.skipped:,} left out by the transform's rule")
+        from latentmill.formats.pixart import MAX_RATIO
+
+        rule = (
+            "the transform's rule" if command in _TRANSFORMING else f"the reader's rule: height/width over {MAX_RATIO}"
+        )
+        out.print(f"  {result.skipped:,} left out by {rule}")
     for note, count in result.notes.items():
-        out.print(f"  {count:,} {note}")
+        out.print(f"  {count:,} {note}{_explained(note)}")
     if result.rejected:
         out.print(f"  [yellow]{result.rejected:,} rejected[/]: {shown(result.rejects)}")
         if command == "encode" and is_dataset(source):
@@ -49,6 +56,23 @@ def summarise(command: str, result: Result, source: Path, what: str = "images") 
                 "pairs; encode from the photos with --images to get them"
             )
     out.print(f"  report: {shown(result.report)}")
+
+
+def _explained(note: str) -> str:
+    from latentmill.records import RECOMPUTED_FLOAT32, SMALLER_BATCH, TILED, TRUNCATED
+
+    texts = {
+        RECOMPUTED_FLOAT32: "too large for half precision",
+        SMALLER_BATCH: "for want of memory",
+        TILED: "close to what the whole image gives, not the same",
+        TRUNCATED: "longer than --max-length tokens",
+    }
+    return f" ({texts[note]})" if note in texts else ""
+
+
+def counted(count: int, what: str) -> str:
+    """`1 image`, `1,000 images`; what: in the plural."""
+    return f"{count:,} {what.removesuffix('s') if count == 1 else what}"
 
 
 def _clock(seconds: float) -> str:
@@ -62,10 +86,11 @@ class Display:
     """Shows a job's events: a live bar on a terminal, a line now and then elsewhere.
 
     Redrawn only on events, without a thread of its own: workers are forked while it is on the screen.
+    what: is counted, in the plural.
     """
 
-    def __init__(self, command: str) -> None:
-        self.command = command
+    def __init__(self, command: str, what: str = "images") -> None:
+        self.command, self.what = command, what
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -89,7 +114,7 @@ class Display:
         if self.bar is not None and out.is_terminal:
             self.progress.stop()
         if error[0] is KeyboardInterrupt and self.last is not None:
-            err.print(f"{self.last.committed:,} of {self.last.total:,} images are committed")
+            err.print(f"{self.last.committed:,} of {counted(self.last.total, self.what)} are committed")
 
     def tell(self, event: Event) -> None:
         self.last = event if event.kind == "progress" else self.last

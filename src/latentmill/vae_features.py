@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from latentmill.batching import ByBucket
 from latentmill.common import (
-    announced,
+    Prepared,
     captioned_source,
     check_divisible,
     check_feature_folder,
@@ -17,13 +18,13 @@ from latentmill.common import (
     seconds_an_image,
     series,
     stored_int,
-    torch_given_back,
+    stored_reader,
     vae_spec,
 )
 from latentmill.config import ImageFeatureSettings, validated
 from latentmill.destination import stored_fingerprint
 from latentmill.errors import SampleError
-from latentmill.estimate import announce_output
+from latentmill.estimate import DECODE_COPIES, announce_output
 from latentmill.finish import Description
 from latentmill.formats.containers import FolderContainer
 from latentmill.formats.metadata import BucketInfo, LatentInfo, ModelInfo, Value
@@ -35,7 +36,7 @@ from latentmill.records import Array, Listing
 from latentmill.registry import FAKE
 from latentmill.sources.features import FeatureImages
 from latentmill.stages import EncoderSpec
-from latentmill.system import usable_cores
+from latentmill.system import available_memory, usable_cores
 from latentmill.transforms.bucket import BucketTable, square_table, table_for
 from latentmill.transforms.bucket_report import BucketReport
 from latentmill.transforms.fit import default_filter, geometry
@@ -43,6 +44,8 @@ from latentmill.worker import Output
 
 _BATCH_PIXELS = 8 * 512 * 512  # of a batch where none is asked for
 _MAX_BATCH = 8
+_LOADING_SHARE = 0.25  # of the available memory
+_MAX_THREADS = 256
 _NPY_HEADER, _ROW_BYTES = 128, 600
 
 
@@ -51,17 +54,53 @@ def image_features(data_info: str | Path, dest: str | Path, *, tell: Tell = quie
 
     settings: the fields of `config.ImageFeatureSettings`. Raises LatentmillError.
     """
-    chosen = validated(ImageFeatureSettings, {"data_info": data_info, "dest": dest, **settings})
-    reader: ReaderKind = chosen.reader or ("multi" if chosen.multi_scale else "single")
+    return prepare_images(tell, data_info=data_info, dest=dest, **settings).run()
+
+
+def prepare_images(tell: Tell, **settings: Any) -> Prepared:
+    """Everything that can be refused, and what will be done told, before the work. Raises LatentmillError."""
+    chosen = validated(ImageFeatureSettings, settings)
     place = FolderContainer(chosen.dest / latents_folder(chosen.resolution, chosen.multi_scale, chosen.suffix))
+    made_with = {} if chosen.overwrite else stored_fingerprint(place)
+    reader: ReaderKind = chosen.reader or stored_reader(made_with) or ("multi" if chosen.multi_scale else "single")
     found = captioned_source(chosen)
     images = FeatureImages(found, chosen.start_index, chosen.end_index, chosen.exif, chosen.max_pixels)
     check_feature_folder(place, found)
     check_names((row.key for row in found.rows), reader, ".npy")
     listing = images.listing()
-    made_with = {} if chosen.overwrite else stored_fingerprint(place)
-    table = _table(chosen, listing, made_with)
-    load = BucketLoad(
+    load = _bucket_load(chosen, _table(chosen, listing, made_with))
+    threads = chosen.threads or stored_int(made_with, "threads") or usable_cores()
+    spec, info = _vae(chosen, threads)
+    for bucket in load.table.buckets:
+        check_divisible(bucket.size[::-1], info)
+    _tell_buckets(load.table, load.fit, listing, tell)
+    batch_size = _batch_size(chosen, made_with, spec, load.table, tell)
+    device = getattr(spec, "device", "cpu")
+    tell(Event("plan", f"{info.name}: {model_line(info)}; {threads} threads on {device}, {chosen.dtype}"))
+    _announce_latents(listing, load.table, info, chosen.save_dtype, place.path, tell)
+    fingerprint = _image_fingerprint(chosen, load, reader, info, device, batch_size, threads)
+    job = Job(
+        source=images,
+        load=load,
+        encoder=spec,
+        outputs=(Output("latents", PixArtLatents(reader), place, encoded=True),),
+        describe={"latents": _description(chosen, fingerprint, load, info)},
+        batching=ByBucket(batch_size, lambda size: load.table.nearest(*size).size),
+        batch_size=batch_size,
+        load_threads=_load_threads(chosen, listing),
+        workers=1,
+        max_failures=chosen.max_failures,
+        measure=lambda refs: seconds_an_image(images, load, spec, refs),
+        check=chosen.check,
+        overwrite=chosen.overwrite,
+        patient=chosen.wait,
+        tell=tell,
+    )
+    return Prepared(job, listing)
+
+
+def _bucket_load(chosen: ImageFeatureSettings, table: BucketTable) -> BucketLoad:
+    return BucketLoad(
         table,
         chosen.fit or ("stretch" if chosen.multi_scale else "cover"),
         default_filter(chosen.resolution, chosen.multi_scale),
@@ -69,8 +108,19 @@ def image_features(data_info: str | Path, dest: str | Path, *, tell: Tell = quie
         chosen.alpha,
         chosen.max_pixels,
     )
-    threads = chosen.threads or stored_int(made_with, "threads") or usable_cores()
-    spec, info = vae_spec(
+
+
+def _load_threads(chosen: ImageFeatureSettings, listing: Listing) -> int:
+    """As asked; else one a core, as far as that many of the largest images can be decoded at once."""
+    if chosen.num_workers is not None:
+        return chosen.num_workers
+    largest = max((ref.size[0] * ref.size[1] for ref in listing.refs() if ref.size), default=1)
+    room = (available_memory() or math.inf) * _LOADING_SHARE / (largest * DECODE_COPIES)
+    return max(1, min(usable_cores(), int(min(room, _MAX_THREADS))))
+
+
+def _vae(chosen: ImageFeatureSettings, threads: int) -> tuple[EncoderSpec, ModelInfo]:
+    return vae_spec(
         chosen.vae,
         chosen.revision,
         chosen.subfolder,
@@ -81,46 +131,23 @@ def image_features(data_info: str | Path, dest: str | Path, *, tell: Tell = quie
         threads=threads,
         tiling=chosen.tiling,
     )
-    for bucket in table.buckets:
-        check_divisible(bucket.size[::-1], info)
-    _tell_buckets(table, load.fit, listing, tell)
-    size = _batch_size(chosen, made_with, spec, table, tell)
-    device = getattr(spec, "device", "cpu")
-    tell(Event("plan", f"{info.name}: {model_line(info)}; {threads} threads on {device}, {chosen.dtype}"))
-    fingerprint = _image_fingerprint(chosen, load, reader, info, device, size, threads)
-    latent = LatentInfo(
-        shape=[2 * info.latent_channels, None, None],
-        dtype=chosen.save_dtype,
-        statistic="moments",
-        pixel_range=chosen.pixel_range,
-        compute_dtype=chosen.dtype,
-    )
-    _announce_latents(listing, table, info, latent, place.path, tell)
-    describe = Description(
+
+
+def _description(
+    chosen: ImageFeatureSettings, fingerprint: dict[str, Value], load: BucketLoad, info: ModelInfo
+) -> Description:
+    return Description(
         fingerprint,
-        buckets=BucketInfo(table=table.to_text(), fit=load.fit, resample=load.resample),
-        latent=latent,
+        buckets=BucketInfo(table=load.table.to_text(), fit=load.fit, resample=load.resample),
+        latent=LatentInfo(
+            shape=[2 * info.latent_channels, None, None],
+            dtype=chosen.save_dtype,
+            statistic="moments",
+            pixel_range=chosen.pixel_range,
+            compute_dtype=chosen.dtype,
+        ),
         model=info,
     )
-    job = Job(
-        source=images,
-        load=load,
-        encoder=spec,
-        outputs=(Output("latents", PixArtLatents(reader), place, encoded=True),),
-        describe={"latents": describe},
-        batching=ByBucket(size, lambda size: table.nearest(*size).size),
-        batch_size=size,
-        load_threads=chosen.num_workers or usable_cores(),
-        workers=1,
-        max_failures=chosen.max_failures,
-        measure=lambda refs: seconds_an_image(images, load, spec, refs),
-        check=chosen.check,
-        overwrite=chosen.overwrite,
-        patient=chosen.wait,
-        tell=tell,
-    )
-    with torch_given_back():
-        return job.run(announced(listing, tell))
 
 
 def _table(chosen: ImageFeatureSettings, listing: Listing, made_with: dict[str, Value]) -> BucketTable:
@@ -233,9 +260,9 @@ def _image_fingerprint(
 
 
 def _announce_latents(
-    listing: Listing, table: BucketTable, info: ModelInfo, latent: LatentInfo, dest: Path, tell: Tell
+    listing: Listing, table: BucketTable, info: ModelInfo, save_dtype: str, dest: Path, tell: Tell
 ) -> None:
-    item = 4 if latent.dtype == "float32" else 2
+    item = np.dtype(save_dtype).itemsize
     total, images = 0, 0
     for ref in filter(listing.wanted, listing.refs()):
         if ref.size and not (ref.fault or ref.skip):

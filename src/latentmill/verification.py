@@ -71,7 +71,8 @@ def datasets_in(path: Path) -> list[Path]:
     if not path.is_dir() or beside.exists() or (path / WORK_FOLDER).is_dir() or (path / INDEX_JSONL).exists():
         return [path]
     inner = path / "InternData"
-    return [file.parent for file in sorted((inner if inner.is_dir() else path).glob(f"*/{METADATA_JSON}"))] or [path]
+    folders = sorted((inner if inner.is_dir() else path).glob("*/"))
+    return [each for each in folders if (each / METADATA_JSON).exists() or (each / WORK_FOLDER).is_dir()] or [path]
 
 
 def verify(dataset: str | Path, images: str | Path | None = None, tell: Tell = quiet) -> VerifyReport:

@@ -18,7 +18,8 @@ _LONGEST_SECONDS = 20.0  # of one trial; a larger one is not begun
 def best_batch_size(encoder: Encoder, size: tuple[int, int]) -> tuple[int, dict[int, float]]:
     """The smallest batch size that is about as fast as any for pixels of (height, width), and images/s by size.
 
-    Each size is timed once after one warm-up of the smallest, until a batch does not fit or takes too long.
+    Each size is timed once after one warm-up of the smallest, until a batch does not fit or takes too long. Raises
+    ModelError where not even one image fits.
     """
     noise = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     rates: dict[int, float] = {}
@@ -28,16 +29,13 @@ def best_batch_size(encoder: Encoder, size: tuple[int, int]) -> tuple[int, dict[
         results = encoder.encode(_samples(noise, count))
         seconds = time.perf_counter() - start
         noted = {note for result in results if not isinstance(result, SampleError) for note in result.notes}
-        if noted & {SMALLER_BATCH, TILED} and rates:
+        if rates and (noted & {SMALLER_BATCH, TILED}):
             break
         rates[count] = count / max(seconds, 1e-9)
         if 2 * seconds > _LONGEST_SECONDS:
             break
-    best = min(rates)
-    for count, rate in rates.items():
-        if rate > _WORTH * rates[best]:
-            best = count
-    return best, rates
+    fastest = max(rates.values())
+    return min(count for count, rate in rates.items() if _WORTH * rate >= fastest), rates
 
 
 def _samples(pixels: Array, count: int) -> list[Sample]:

@@ -27,6 +27,7 @@ _TILE = 512  # pixels of a tile's side
 _TENSORS_AT_FULL_SIZE = 5
 _SAFE_SHARE = 0.8  # of the available memory
 _LOG_VARIANCE_LIMITS = (-30.0, 20.0)  # as diffusers' DiagonalGaussianDistribution clamps them
+_Computed = tuple[Array, tuple[str, ...]] | SampleError  # moments, and notes on how they were made
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class VaeEncoder:
         self.vae = load_vae(spec.model, self.device, self.dtype)
         self._halving: Halving[Sample] = Halving("image", cost=_pixels)
         self._room = self._halving.limit = _room(self.vae, self.device)
+        self._worked = False  # whether an image has fitted
 
     @cached_property
     def _float32_vae(self) -> AutoencoderKL:
@@ -83,41 +85,68 @@ class VaeEncoder:
         """Latents of one batch; what is not finite in half precision is computed again in float32.
 
         A batch that does not fit in memory is computed in smaller ones, an image that does not in tiles; both are
-        noted. Raises ModelError where neither helps.
+        noted. An image for which neither helps is an error of its own; raises ModelError where none ever fitted.
         """
-        results: list[Encoded | SampleError] = []
-        for sample, (own, notes) in zip(samples, self._fitting(self.vae, samples), strict=True):
-            if not np.isfinite(own).all() and self.spec.dtype != "float32":
-                own, more = self._fitting(self._float32_vae, [sample])[0]
-                notes = (*notes, *more, RECOMPUTED_FLOAT32)
-            results.append(self._encoded(sample, own, notes))
-        return results
+        found = zip(samples, self._fitting(self.vae, samples), strict=True)
+        return [self._mended(sample, computed) for sample, computed in found]
 
-    def _fitting(self, vae: AutoencoderKL, samples: Sequence[Sample]) -> list[tuple[Array, tuple[str, ...]]]:
+    def _mended(self, sample: Sample, computed: _Computed) -> Encoded | SampleError:
+        """The result of one image, computed again in float32 where half precision overflowed."""
+        if isinstance(computed, SampleError):
+            return computed
+        moments, notes = computed
+        if np.isfinite(moments).all() or self.spec.dtype == "float32":
+            return self._encoded(sample, moments, notes)
+        (again,) = self._fitting(self._float32_vae, [sample])
+        if isinstance(again, SampleError):
+            return again
+        moments, more = again
+        return self._encoded(sample, moments, tuple(dict.fromkeys((*notes, *more, RECOMPUTED_FLOAT32))))
+
+    def _fitting(self, vae: AutoencoderKL, samples: Sequence[Sample]) -> list[_Computed]:
         """Moments of samples of one shape, in batches that fit in memory, and how they were computed."""
-        if self.spec.tiling == "always" or (self._too_large(samples[0]) and self.spec.tiling == "auto"):
-            return [self._tiled(vae, sample) for sample in samples]
+        if self.spec.tiling == "always" or self._too_large(vae, samples[0]):
+            return [self._alone(vae, sample) for sample in samples]
 
-        def run(batch: Sequence[Sample]) -> list[tuple[Array, tuple[str, ...]]]:
+        def run(batch: Sequence[Sample]) -> list[_Computed]:
             notes = (SMALLER_BATCH,) if len(batch) < len(samples) else ()
             return [(own, notes) for own in self._moments(vae, np.stack([sample.array for sample in batch]))]
 
-        last_resort = None if self.spec.tiling == "never" else lambda sample: self._tiled(vae, sample)
-        return self._halving.in_halves(run, samples, lambda limit: None, last_resort)
+        return self._halving.in_halves(run, samples, lambda limit: None, lambda sample: self._alone(vae, sample))
 
-    def _too_large(self, sample: Sample) -> bool:
-        return self._room is not None and _pixels([sample]) > self._room
+    def _too_large(self, vae: AutoencoderKL, sample: Sample) -> bool:
+        return self._room is not None and _pixels([sample]) * vae.dtype.itemsize > self._room * self.dtype.itemsize
 
-    def _tiled(self, vae: AutoencoderKL, sample: Sample) -> tuple[Array, tuple[str, ...]]:
-        if max(sample.array.shape[:2]) <= _TILE:
-            return self._moments(vae, sample.array[None])[0], ()
+    def _alone(self, vae: AutoencoderKL, sample: Sample) -> _Computed:
+        """One image that does not fit as a whole: in tiles, if that is allowed and helps."""
+        if self.spec.tiling == "never":
+            return self._unfit(sample)
+        alone: Halving[Sample] = Halving("image")
+        return alone.in_halves(lambda one: [self._tiled(vae, one[0])], [sample], lambda limit: None, self._unfit)[0]
+
+    def _tiled(self, vae: AutoencoderKL, sample: Sample) -> _Computed:
+        pixels = np.stack([sample.array])  # a copy: PyTorch warns of arrays that cannot be written
+        if max(pixels.shape[1:3]) <= _TILE:
+            return self._moments(vae, pixels)[0], ()
         vae.tile_sample_min_size = _TILE
         vae.tile_latent_min_size = _TILE // self.spec.model.info.downscale_factor
         vae.enable_tiling()
         try:
-            return self._moments(vae, sample.array[None])[0], (TILED,)
+            return self._moments(vae, pixels)[0], (TILED,)
         finally:
             vae.disable_tiling()
+
+    def _unfit(self, sample: Sample) -> _Computed:
+        """A week's run does not end for one image; where no image has fitted yet, there is no use in going on."""
+        height, width = sample.array.shape[:2]
+        tiles = "--tiling auto, " if self.spec.tiling == "never" else ""
+        reason = (
+            f"{width}x{height} pixels do not fit in the device's memory{'' if tiles else ', in tiles too'}: use "
+            f"{tiles}--dtype bfloat16, or --device cpu"
+        )
+        if not self._worked:
+            raise ModelError(f"not even one image fits: {reason}")
+        return SampleError("encode", reason)
 
     def _encoded(self, sample: Sample, moments: Array, notes: tuple[str, ...]) -> Encoded | SampleError:
         if not np.isfinite(moments).all():
@@ -154,6 +183,7 @@ class VaeEncoder:
             mean, log_variance = parameters.chunk(2, dim=1)
             std = torch.exp(0.5 * log_variance.clamp(*_LOG_VARIANCE_LIMITS))
             moments: Array = torch.cat([mean, std], dim=1).cpu().numpy()
+        self._worked = True
         return moments
 
 

@@ -7,10 +7,11 @@ Its two readers look for different names: the multi-scale one takes the image's 
 from __future__ import annotations
 
 import io
+import posixpath
 import re
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +19,7 @@ import numpy as np
 
 from latentmill.errors import SourceError
 from latentmill.files import printable
+from latentmill.formats.metadata import WORK_FOLDER
 from latentmill.formats.payload import npy_array, npy_bytes
 from latentmill.formats.stored_zip import directory_entry, end_records, local_header
 from latentmill.records import Array
@@ -29,20 +31,21 @@ MAX_RATIO = 4.5  # height/width over which the reader leaves an image out
 _REPLACED = (".png", ".jpg", ".webp", ".jpeg", ".JPEG", ".JPG")
 _MAX_NAME_BYTES = 255  # of one part of a path, on the filesystems that are used
 _SHOWN = 5
+_MULTI_HINT = "; the reader of --multi-scale features takes nested folders and JPEGs as they are"
 _FEATURE, _MASK = "caption_feature", "attention_mask"
 _DEFLATED_BYTES = 1 << 16  # of a feature: in smaller ones the headers count, and deflating costs nothing
 _CODE = re.compile(r"pixart/(?:latents/(multi|single)|text/(multi|single)(?:/padded-(\d+))?)")
 
 
 def feature_name(key: str, reader: ReaderKind, suffix: str) -> str:
-    """The name under which a reader opens the features (`.npy` or `.npz`) of the image at `key`."""
+    """The name under which a reader opens the features (`.npy` or `.npz`) of the image at `key`; no part is `.`."""
     if reader == "single":
         return key.rpartition("/")[2].replace(_REPLACED[0], suffix)
     folder, slash, base = key.rpartition("/")
     name = f"{folder}_{base}" if slash else base
     for extension in _REPLACED:
         name = name.replace(extension, suffix)
-    return name
+    return posixpath.normpath(name)
 
 
 def check_names(keys: Iterable[str], reader: ReaderKind, suffix: str) -> None:
@@ -51,22 +54,46 @@ def check_names(keys: Iterable[str], reader: ReaderKind, suffix: str) -> None:
     wrong: list[str] = []
     for key in keys:
         name = feature_name(key, reader, suffix)
-        if not name.endswith(suffix):
-            allowed = _REPLACED if reader == "multi" else _REPLACED[:1]
-            wrong.append(f"{printable(key)} (the {reader}-scale reader maps names in {', '.join(allowed)} only)")
-        elif any(len(part.encode("utf-8", "surrogateescape")) > _MAX_NAME_BYTES for part in name.split("/")):
-            wrong.append(f"{printable(key)} (its file name would be over {_MAX_NAME_BYTES} bytes)")
+        if fault := _fault(name, reader, suffix):
+            wrong.append(f"{printable(key)} ({fault})")
         elif name in taken:
             wrong.append(f"{printable(key)} and {printable(taken[name])} (both are {printable(name)})")
         else:
             taken[name] = key
+    wrong += _files_that_are_folders(taken)
     if wrong:
         more = f" and {len(wrong) - _SHOWN:,} more" if len(wrong) > _SHOWN else ""
         raise SourceError(
             f"PixArt's {reader}-scale reader cannot tell these paths apart or find them: "
-            f"{'; '.join(wrong[:_SHOWN])}{more}. `latentmill import` makes names that it can"
-            + ("; the multi-scale reader takes nested folders (--reader multi)" if reader == "single" else "")
+            f"{'; '.join(wrong[:_SHOWN])}{more}. `latentmill import{' --flatten --png' if reader == 'single' else ''}` "
+            f"makes names that it can{_MULTI_HINT if reader == 'single' else ''}"
         )
+
+
+def _fault(name: str, reader: ReaderKind, suffix: str) -> str:
+    """Why no file can have this name; "" where one can."""
+    if not name.endswith(suffix):
+        return (
+            f"the {reader}-scale reader maps names in {', '.join(_REPLACED[: 1 if reader == 'single' else None])} only"
+        )
+    if any(len(part.encode("utf-8", "surrogateescape")) > _MAX_NAME_BYTES for part in name.split("/")):
+        return f"its file name would be over {_MAX_NAME_BYTES} bytes"
+    if name.startswith(f"{WORK_FOLDER}/"):
+        return f"its file would lie in a folder of latentmill's own, {WORK_FOLDER}"
+    return ""
+
+
+def _files_that_are_folders(taken: dict[str, str]) -> Iterator[str]:
+    """Of names by file name: a file `x.npy` of `x.jpg` leaves no room for the folder of `x.png/a/y.png`."""
+    for name, key in taken.items():
+        folder = name.rpartition("/")[0]
+        while folder:
+            if folder in taken:
+                yield (
+                    f"{printable(taken[folder])} and {printable(key)} "
+                    f"({printable(folder)} cannot be a file and a folder)"
+                )
+            folder = folder.rpartition("/")[0]
 
 
 def latents_folder(resolution: int, multi_scale: bool, suffix: str = "") -> str:
@@ -138,9 +165,13 @@ class PixArtText:
     def from_bytes(self, data: bytes) -> Array:
         """The real tokens, float16 (L, D). Raises ValueError where the file is not what `to_bytes` makes."""
         with np.load(io.BytesIO(data), allow_pickle=False) as members:
+            if missing := {_FEATURE, _MASK}.difference(members):
+                raise ValueError(f"{' and '.join(sorted(missing))} not there")
             feature, mask = members[_FEATURE], members[_MASK]
-        if feature.ndim != 3 or len(feature) != 1 or mask.shape != feature.shape[:2] or mask.dtype != np.int16:
-            raise ValueError(f"feature {feature.shape} and mask {mask.dtype} {mask.shape} do not belong together")
+        if (feature.dtype, mask.dtype) != (np.float16, np.int16):
+            raise ValueError(f"feature {feature.dtype} and mask {mask.dtype}, not float16 and int16")
+        if feature.ndim != 3 or len(feature) != 1 or mask.shape != feature.shape[:2]:
+            raise ValueError(f"feature {feature.shape} and mask {mask.shape} do not belong together")
         real = int(mask.sum())
         if not real or (mask[0, :real] != 1).any() or feature.shape[1] != (self.padded or real):
             raise ValueError(f"{feature.shape[1]} positions of which {real} are real")

@@ -34,12 +34,12 @@ _NO_HARD_LINK = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENO
 class Placer:
     """Puts images from below `source` into the folder `images`; its methods may be called from many threads.
 
-    refused: why the filesystem refused a hard link and a copy was made, else "".
+    png: JPEG files too are encoded as PNG. refused: why the filesystem refused a hard link and a copy was made, else "".
     """
 
-    def __init__(self, source: Path, images: Path, link: Link, exif: Exif) -> None:
+    def __init__(self, source: Path, images: Path, link: Link, exif: Exif, png: bool = False) -> None:
         self.source, self.images = source, images
-        self.link, self.exif = link, exif
+        self.link, self.exif, self.png = link, exif, png
         self.work = images / WORK_FOLDER
         self.refused = ""
         self._numbers = itertools.count()
@@ -72,7 +72,8 @@ class Placer:
     def _made(self, format_: str, orientation: int) -> Made:
         if orientation != 1 and self.exif == "apply":
             return "upright"
-        return self.link if format_ in _EXTENSIONS else "png"
+        linked = format_ == "PNG" or (format_ in _EXTENSIONS and not self.png)
+        return self.link if linked else "png"
 
     def _stands(self, image: Imported, source: os.stat_result) -> bool:
         """Whether an image is in its place, whole and as it is wanted."""

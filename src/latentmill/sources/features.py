@@ -70,22 +70,28 @@ class FeatureImages:
         return [self._ref(row) for row in rows]
 
     def _ref(self, row: CaptionedImage) -> SampleRef:
-        try:
-            stat = os.stat(self.root / row.key)  # noqa: PTH116
-        except OSError as error:
-            return SampleRef(0, row.key, "", fault=error.strerror or str(error), size=row.size)
-        told = f"{stat.st_size}-{stat.st_mtime_ns}"
-        if not S_ISREG(stat.st_mode):
-            return SampleRef(0, row.key, told, fault="not a file", size=row.size)
-        size, fault = row.size, ""
-        if size is None:
+        """One row. The ratio's rule comes before all else: slices count what it leaves."""
+        told, fault = _told(self.root / row.key)
+        size = row.size
+        if not fault and (size is None or self._exif == "apply"):  # a table may tell a turned photo's size either way
             header = read_header(self.root, row.key, self._max_pixels)
             if isinstance(header, HeaderFault):
-                fault = header.reason
-            else:
+                fault = header.reason if header.stage == "decode" else ""  # a failed read may be mended: not listed
+            elif size in (None, header.size, header.upright):
                 size = header.upright if self._exif == "apply" else header.size
         ratio = row.ratio if row.ratio is not None else size[0] / size[1] if size else 0.0
-        return SampleRef(0, row.key, told, fault=fault, skip=_TOO_TALL if ratio > MAX_RATIO else "", size=size)
+        if ratio > MAX_RATIO:
+            return SampleRef(0, row.key, told, skip=_TOO_TALL, size=size)
+        return SampleRef(0, row.key, told, fault=fault, size=size)
+
+
+def _told(path: Path) -> tuple[str, str]:
+    """What changes when an image's bytes do, and why it cannot be used, else ""."""
+    try:
+        stat = os.stat(path)  # noqa: PTH116
+    except OSError as error:
+        return "", error.strerror or str(error)
+    return f"{stat.st_size}-{stat.st_mtime_ns}", "" if S_ISREG(stat.st_mode) else "not a file"
 
 
 class Captions:
@@ -119,10 +125,10 @@ class Captions:
         """Every row's caption; one that cannot be used has a fault. Raises SourceError where none has this name."""
         if not self._found.rows:
             raise SourceError(f"the source holds no rows: {self._found.path}")
-        if self._label not in self._found.names:
+        if self._label not in self._found.names and (self._found.names or self._missing == "reject"):
             raise SourceError(
                 f"no caption of {self._found.path} is called {self._label!r}. There are: "
-                f"{', '.join(self._found.names) or 'none'}"
+                f"{', '.join(self._found.names) or 'none'}; a table's other columns can be named (--caption-column)"
             )
         texts = [self._text(row) for row in self._found.rows]
         captions = list({text: None for text, fault in texts if not fault})

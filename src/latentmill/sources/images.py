@@ -24,6 +24,7 @@ from latentmill.formats.metadata import (
     index_rows,
     read_beside,
     read_labels,
+    row_geometry,
 )
 from latentmill.formats.repa import converted_number
 from latentmill.formats.stored_zip import read_member
@@ -246,7 +247,16 @@ class LatentSource(ImageSource):
         def refs() -> Iterator[SampleRef]:
             for row in rows[:count]:
                 name = row["name"]
-                yield SampleRef(row["index"], name, row["digest"], row["label"], places.get(name, ()), row["digest"])
+                how = row_geometry(row)
+                yield SampleRef(
+                    row["index"],
+                    name,
+                    row["digest"],
+                    row["label"],
+                    places.get(name, ()),
+                    row["digest"],
+                    size=how.bucket if how else None,
+                )
 
         return Listing(count, metadata.classes, [], True, refs)
 
