@@ -43,7 +43,7 @@ class Steps:
     """A small job in this process, to be stopped before each change that it makes to the filesystem."""
 
     def __init__(self, memory: Path, job: Job) -> None:
-        self.data, self.job = small(memory / "data"), job
+        self.data, self.job = small(memory / "data", tall=False), job
         self.start, self.place = memory / "start", memory / "place"
         self.start.mkdir()
 
@@ -164,7 +164,7 @@ def command(data: Data, dest: Path, job: Job) -> list[str]:
     )
     own = ["--vae", "fake", "--resolution", "64", "--multi-scale", "--buckets", "grid:16", "--batch-size", "3"]
     if job is run_text:
-        own = ["--text-encoder", "fake", "--token-budget", "12"]
+        own = ["--text-encoder", "fake", "--token-budget", "16"]
     places = ["--data-info", str(data.table), "--dest", str(dest)]
     return [sys.executable, "-c", code, "pixart", *places, *own, "--threads", "1"]
 
@@ -185,7 +185,7 @@ def test_killed_at_any_time(many: Data, tmp_path: Path, job: Job) -> None:
     place = tmp_path / "place"
     seen: dict[Path, tuple[int, int]] = {}
     folder = place / FOLDERS[job]
-    for shards in (1, 4, 9):
+    for shards in (1, 6):
         code, output = kill_when(lambda least=shards: len(ledger(folder)) >= least, command(many, place, job))
         assert code == -signal.SIGKILL, output
         entries = {path: identity(path) for path in ledger(folder)}

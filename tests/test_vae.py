@@ -454,7 +454,7 @@ def test_an_error_that_is_not_of_memory_comes_out(samples: list[Sample]) -> None
 
 @pytest.mark.filterwarnings("error")  # one of PyTorch's would stand in the middle of the progress
 def test_an_image_that_does_not_fit_is_tiled_and_the_model_is_then_as_before(large: Sample, whole: np.ndarray) -> None:
-    """Group norms see a tile alone, so the means differ by 0.17 of their deviation (these weights are random)."""
+    """Group norms see a tile alone, so the means differ by 0.07 of their deviation (these weights are random)."""
     encoder = spec().open()
     crowded = Crowded(encoder.vae, TILE)
     (tiled,) = encoder.encode([large])
@@ -463,7 +463,7 @@ def test_an_image_that_does_not_fit_is_tiled_and_the_model_is_then_as_before(lar
     assert crowded.seen[0] == 576 * 640
     assert max(crowded.seen[1:]) == TILE
     mean, expected = tiled.array[:4], whole[:4]
-    assert 0 < np.abs(mean - expected).mean() < 0.2 * expected.std()
+    assert 0 < np.abs(mean - expected).mean() < 0.1 * expected.std()
     assert np.abs(tiled.array[4:] / whole[4:] - 1).mean() < 0.03
     crowded.most = 10 * TILE
     (again,) = encoder.encode([large])
@@ -488,7 +488,7 @@ def test_one_image_that_fits_nowhere_is_a_reject_of_its_own(pixels: np.ndarray, 
     white = sample(np.full((SIDE, SIDE, 3), 255, np.uint8), 1)
     first, bad, last = encoder.encode([sample(pixels[0], 0), white, sample(pixels[1], 2)])
     assert isinstance(bad, SampleError)
-    assert bad.stage == "encode"
+    assert bad.stage == "memory"
     assert bad.reason.startswith("32x32 pixels do not fit in the device's memory")
     assert ("--tiling auto" in bad.reason) == (tiling == "never")
     assert np.allclose(
@@ -570,7 +570,7 @@ def test_smaller_batches_and_what_fits_nowhere_are_told_and_the_run_goes_on(
     result = features(shapes, tmp_path / "crowded")
     assert (result.stored, result.rejected) == (10, 1)
     (reject,) = [json.loads(line) for line in result.rejects.read_text().splitlines()]
-    assert (reject["key"], reject["stage"]) == ("white.png", "encode")
+    assert (reject["key"], reject["stage"]) == ("white.png", "memory")
     assert result.notes[SMALLER_BATCH] == len(json.loads(result.report.read_text())["images"][SMALLER_BATCH]) > 4
     expected = latents(roomy)
     for key, found in latents(result).items():

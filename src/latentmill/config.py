@@ -193,6 +193,12 @@ class FeatureSettings(CaptionedSettings):
     overwrite: bool = False
     wait: bool = False
 
+    @model_validator(mode="after")
+    def _check_slice(self) -> Self:
+        if self.end_index is not None and self.end_index < self.start_index:
+            raise ValueError(f"end-index must not be below start-index ({self.start_index}). Found: {self.end_index}")
+        return self
+
 
 class ImageFeatureSettings(FeatureSettings):
     """VAE features. fit: None takes `stretch` for multi-scale, `cover` for single-scale.

@@ -91,8 +91,8 @@ def import_captioned(
     PNG and JPEG files are linked or copied (`link`), whatever their names end in; other formats are encoded as PNG.
     flatten: `a/b.png` becomes `a_b.png`. png: JPEG files are encoded as PNG too; with flatten, names are what PixArt's
     single-scale reader finds. exif: "apply" encodes turned photos upright, as PNG. missing_caption: an image without a
-    caption (`prompt`, where the source has one of that name) is rejected, or has "" under every name. overwrite: make every image anew, and replace a
-    `data_info.json` that was edited since.
+    caption (`prompt`, where the source has one of that name) is rejected, or has "" under every name. overwrite: make
+    every image anew, and replace a `data_info.json` that was edited since.
     """
     for name, value, allowed in (
         ("link", link, Link),

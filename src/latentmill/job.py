@@ -40,7 +40,7 @@ from latentmill.formats.metadata import (
 )
 from latentmill.live import Live, unbroken
 from latentmill.manifest import Kept, Plan, current_plan
-from latentmill.matching import Matcher, Same, match_by_digest, match_by_key, still_there
+from latentmill.matching import RETRIED, Matcher, Same, match_by_digest, match_by_key, still_there
 from latentmill.outcome import Event, Result
 from latentmill.planning import (
     Changes,
@@ -232,7 +232,7 @@ class Job:
 
     def _matcher(self, listing: Listing) -> Matcher:
         match = match_by_digest if listing.knows_digests else match_by_key
-        same = Same(self.source, self.load, self.check)
+        same = Same(self.source, self.load, self.check, listing.wanted)
         files = [] if any(place.is_zip for place in self.places) else self.outputs
         roots = {output.name: output.container.path for output in files}
         return lambda refs, earlier: match(refs, still_there(earlier, roots, self.check), same)
@@ -274,7 +274,7 @@ class Job:
     def _any_unread(self, metadata: Metadata) -> bool:
         """Whether an image could not be read: that may have been mended without a trace in its size or time."""
         return metadata.counts.rejected > 0 and any(
-            row_outcome(row).stage == "read" for row in index_rows(self.primary.path) if "reject" in row
+            row_outcome(row).stage in RETRIED for row in index_rows(self.primary.path) if "reject" in row
         )
 
     def _refuse_other_settings(self, made_with: dict[str, Value]) -> None:

@@ -9,22 +9,30 @@ from pathlib import Path
 from latentmill.errors import SampleError
 from latentmill.files import digest
 from latentmill.manifest import Kept
-from latentmill.records import Outcome, SampleRef, StoredFile
+from latentmill.records import Outcome, SampleRef, StoredFile, everything
 from latentmill.stages import Load, Source
 
 SameContent = Callable[[SampleRef, Outcome], bool]
+RETRIED = ("read", "memory")  # stages whose rejects a rerun tries again
 Matcher = Callable[[Iterable[SampleRef], Iterator[Kept]], Iterator[tuple[SampleRef | None, Kept | None]]]
 
 
 @dataclass(frozen=True)
 class Same:
-    """Whether an earlier outcome is what a fresh run would give. What only looks changed costs a read."""
+    """Whether an earlier outcome is what a fresh run would give. What only looks changed costs a read.
+
+    A reject for want of reading or of memory is tried again (a permission, a network or a setting may have been mended,
+    which no size or time shows), unless its image is not wanted now.
+    """
 
     source: Source
     load: Load
     check: str
+    wanted: Callable[[SampleRef], bool] = everything
 
     def __call__(self, ref: SampleRef, old: Outcome) -> bool:
+        if old.stage in RETRIED:
+            return not self.wanted(ref) and not old.files and ref.stat == old.ref.stat
         if ref.skip or (old.skipped and old.reason):
             return old.skipped and old.reason == ref.skip
         if ref.fault or old.stage == "list":
@@ -74,7 +82,7 @@ def _is_whole(path: Path, stored: StoredFile, check: str) -> bool:
 
 
 def _same_stat(ref: SampleRef, old: Outcome) -> bool:
-    return ref.stat == old.ref.stat
+    return ref.stat == old.ref.stat and old.stage not in RETRIED
 
 
 def match_by_key(
@@ -82,8 +90,7 @@ def match_by_key(
 ) -> Iterator[tuple[SampleRef | None, Kept | None]]:
     """Pair what is listed now with what was made earlier: (ref, result to keep or None), (None, result to drop).
 
-    Both come in order of key, so neither is held. A result whose image could not be read is never kept: a
-    permission or a network may have been mended since, which no size or time shows.
+    Both come in order of key, so neither is held.
     """
     old = next(earlier, None)
     for ref in refs:
@@ -92,7 +99,7 @@ def match_by_key(
             old = next(earlier, None)
         found = None  # an update that was cut off may have left an image's old and its new result
         while old is not None and old.outcome.ref.key == ref.key:
-            if found is None and old.outcome.stage != "read" and same_content(ref, old.outcome):
+            if found is None and same_content(ref, old.outcome):
                 found = old
             else:
                 yield None, old

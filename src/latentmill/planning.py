@@ -177,9 +177,8 @@ class _PlanWriter:
         if ref.caption is not None:
             more["caption"] = ref.caption
         line = json.dumps([int(first), row, more], separators=(",", ":")).encode() + b"\n"
-        if not self.shards or (
-            first and (self.shards[-1][1] >= self.shard_size.images or self.cost >= self.shard_size.cost)
-        ):
+        size = self.shard_size  # at the first sample too: measuring may refuse the job, and as yet there is no plan
+        if not self.shards or (first and (self.shards[-1][1] >= size.images or self.cost >= size.cost)):
             self.shards.append((self.offset, 0))
             self.cost = 0.0
         self.shards[-1] = (self.shards[-1][0], self.shards[-1][1] + 1)

@@ -61,7 +61,8 @@ class SampleRef:
     tokens: int = 0
 
 
-def _everything(ref: SampleRef) -> bool:
+def everything(ref: SampleRef) -> bool:
+    """Where all that is listed is wanted."""
     return True
 
 
@@ -77,7 +78,7 @@ class Listing:
     warnings: list[str]
     knows_digests: bool
     _refs: Callable[[], Iterator[SampleRef]]
-    wanted: Callable[[SampleRef], bool] = _everything
+    wanted: Callable[[SampleRef], bool] = everything
 
     def refs(self) -> Iterator[SampleRef]:
         """Every image in order, made one at a time: a million of them need not be held."""

@@ -39,6 +39,8 @@ def prepare_device(name: str, threads: int) -> torch.device:
 
 def restore_torch() -> None:
     """Give back PyTorch's settings as they were before `prepare_device`: they are the whole process's."""
+    if not _before:
+        return
     import torch
 
     while _before:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Generic, TypeVar
 
 from latentmill.errors import ModelError
@@ -11,7 +12,14 @@ from latentmill.errors import ModelError
 T = TypeVar("T")
 R = TypeVar("R")
 
-_CPU_AND_MPS_TEXTS = ("can't allocate memory", "not enough memory", "MPS backend out of memory")
+_TEXTS = (
+    "can't allocate memory",
+    "not enough memory",
+    "MPS backend out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 
 
 class Halving(Generic[T]):
@@ -42,7 +50,7 @@ class Halving(Generic[T]):
         while len(results) < len(items):
             rest = items[len(results) :]
             batch = rest[: self._fitting(rest)]
-            found = _unless_out_of_memory(run, batch)
+            found = unless_out_of_memory(partial(run, batch))
             if found is None and len(batch) > 1:
                 self.limit = (self._cost(batch) + 1) // 2
                 told(self.limit)
@@ -60,25 +68,25 @@ class Halving(Generic[T]):
         return max(1, within)
 
     def _alone(self, item: T, last_resort: Callable[[T], R] | None) -> R:
-        found = None if last_resort is None else _unless_out_of_memory(lambda one: [last_resort(one[0])], [item])
+        found = None if last_resort is None else unless_out_of_memory(partial(last_resort, item))
         if found is None:
             raise ModelError(
                 f"not even one {self._what} fits in the device's memory: use --dtype bfloat16, or --device cpu"
             )
-        return found[0]
+        return found
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether the device's memory ran out; PyTorch has no one error for it."""
     import torch
 
-    return isinstance(error, torch.cuda.OutOfMemoryError) or any(text in str(error) for text in _CPU_AND_MPS_TEXTS)
+    return isinstance(error, torch.cuda.OutOfMemoryError) or any(text in str(error) for text in _TEXTS)
 
 
-def _unless_out_of_memory(run: Callable[[Sequence[T]], list[R]], batch: Sequence[T]) -> list[R] | None:
-    """The results; None where the memory ran out, and then what the failed run held is free again."""
+def unless_out_of_memory(run: Callable[[], R]) -> R | None:
+    """The result; None where the memory ran out, and then what the failed run held is free again."""
     try:
-        return run(batch)
+        return run()
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise

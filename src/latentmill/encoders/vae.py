@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,8 +13,9 @@ import numpy as np
 from latentmill.encoders.device import choose_device as choose_device
 from latentmill.encoders.device import prepare_device as prepare_device
 from latentmill.encoders.device import restore_torch as restore_torch
-from latentmill.encoders.memory import Halving
+from latentmill.encoders.memory import Halving, unless_out_of_memory
 from latentmill.encoders.models import ResolvedModel
+from latentmill.encoders.tiles import tiled_moments
 from latentmill.errors import ModelError, SampleError
 from latentmill.records import RECOMPUTED_FLOAT32, SMALLER_BATCH, TILED, Array, Encoded, Sample
 from latentmill.system import available_memory
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     import torch
     from diffusers import AutoencoderKL
 
-_TILE = 512  # pixels of a tile's side
+_TILES = (2048, 1024, 512)  # pixels of a tile's side; the first that fits is taken
 _TENSORS_AT_FULL_SIZE = 5
 _SAFE_SHARE = 0.8  # of the available memory
 _LOG_VARIANCE_LIMITS = (-30.0, 20.0)  # as diffusers' DiagonalGaussianDistribution clamps them
@@ -36,7 +37,7 @@ class VaeSpec:
 
     store: `moments` (mean and standard deviation), `mean`, or `sample` (one draw, by `seed` and the image's digest).
     tiling: an image that does not fit in memory even alone is encoded in tiles (`auto`), or rejected (`never`);
-    `always` tiles every image larger than a tile. Tiles are blended, so the latent is close, not the same.
+    `always` tiles every image larger than 512 pixels, in tiles of that size. See `tiles`: close, not the same.
     """
 
     model: ResolvedModel
@@ -115,26 +116,30 @@ class VaeEncoder:
         return self._halving.in_halves(run, samples, lambda limit: None, lambda sample: self._alone(vae, sample))
 
     def _too_large(self, vae: AutoencoderKL, sample: Sample) -> bool:
-        return self._room is not None and _pixels([sample]) * vae.dtype.itemsize > self._room * self.dtype.itemsize
+        return self._exceeds(vae, _pixels([sample]))
+
+    def _exceeds(self, vae: AutoencoderKL, pixels: int) -> bool:
+        """Whether so many pixels are known not to fit; `_room` is for the precision that was asked for."""
+        return self._room is not None and pixels * vae.dtype.itemsize > self._room * self.dtype.itemsize
 
     def _alone(self, vae: AutoencoderKL, sample: Sample) -> _Computed:
         """One image that does not fit as a whole: in tiles, if that is allowed and helps."""
         if self.spec.tiling == "never":
             return self._unfit(sample)
-        alone: Halving[Sample] = Halving("image")
-        return alone.in_halves(lambda one: [self._tiled(vae, one[0])], [sample], lambda limit: None, self._unfit)[0]
+        tiles = _TILES[-1:] if self.spec.tiling == "always" else _TILES
+        side = max(sample.array.shape[:2])
+        for tile in [size for size in tiles if size < side and not self._exceeds(vae, size * size)] or tiles[-1:]:
+            found = unless_out_of_memory(partial(self._tiled, vae, sample, tile))
+            if found is not None:
+                return found
+        return self._unfit(sample)
 
-    def _tiled(self, vae: AutoencoderKL, sample: Sample) -> _Computed:
-        pixels = np.stack([sample.array])  # a copy: PyTorch warns of arrays that cannot be written
-        if max(pixels.shape[1:3]) <= _TILE:
-            return self._moments(vae, pixels)[0], ()
-        vae.tile_sample_min_size = _TILE
-        vae.tile_latent_min_size = _TILE // self.spec.model.info.downscale_factor
-        vae.enable_tiling()
-        try:
-            return self._moments(vae, pixels)[0], (TILED,)
-        finally:
-            vae.disable_tiling()
+    def _tiled(self, vae: AutoencoderKL, sample: Sample, tile: int) -> _Computed:
+        pixels = sample.array
+        if max(pixels.shape[:2]) <= tile:
+            return self._moments(vae, np.stack([pixels]))[0], ()  # a copy: PyTorch warns of arrays it may not write
+        factor = self.spec.model.info.downscale_factor
+        return tiled_moments(lambda part: self._moments(vae, part), pixels, tile, factor), (TILED,)
 
     def _unfit(self, sample: Sample) -> _Computed:
         """A week's run does not end for one image; where no image has fitted yet, there is no use in going on."""
@@ -146,7 +151,7 @@ class VaeEncoder:
         )
         if not self._worked:
             raise ModelError(f"not even one image fits: {reason}")
-        return SampleError("encode", reason)
+        return SampleError("memory", reason)
 
     def _encoded(self, sample: Sample, moments: Array, notes: tuple[str, ...]) -> Encoded | SampleError:
         if not np.isfinite(moments).all():

@@ -34,7 +34,7 @@ _NO_HARD_LINK = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENO
 class Placer:
     """Puts images from below `source` into the folder `images`; its methods may be called from many threads.
 
-    png: JPEG files too are encoded as PNG. refused: why the filesystem refused a hard link and a copy was made, else "".
+    png: JPEG files too are encoded as PNG. refused: why the filesystem refused a hard link, and a copy was made.
     """
 
     def __init__(self, source: Path, images: Path, link: Link, exif: Exif, png: bool = False) -> None:
