@@ -188,7 +188,7 @@ def test_turned_photos_are_told_or_made_upright(tmp_path: Path) -> None:
     assert result.notes == {"exif-rotated": 1}
     assert (rows(dest)["turned.jpg"]["width"], rows(dest)["turned.jpg"]["height"]) == (40, 30)
     assert [event.text for event in told if event.kind == "warning"] == [
-        "1 images are stored turned, as EXIF says; --exif apply makes them upright"
+        "stored turned, as EXIF says: 1 image; import with --exif apply to make them upright"
     ]
     result = run(source, dest, exif="apply")
     assert (result.placed, result.removed) == (1, 1)

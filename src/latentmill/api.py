@@ -23,6 +23,7 @@ from latentmill.decoding import image_size
 from latentmill.destination import stored_fingerprint
 from latentmill.errors import ConfigError, DestinationError, ModelError, SampleError, SourceError
 from latentmill.estimate import Estimate, fitted, probe_sizes
+from latentmill.files import counted
 from latentmill.finish import Description
 from latentmill.formats.containers import Container, container
 from latentmill.formats.metadata import LatentInfo, Metadata, ModelInfo, Value
@@ -101,7 +102,7 @@ def encode(source: str | Path, dest: str | Path, *, tell: Tell = quiet, **settin
     if chosen.images is not None:
         outputs.append(Output("images", ImageLayout(), _images_beside(chosen, place, load.result_size), encoded=False))
         describe["images"] = Description(_pixel_fingerprint(chosen), image_size=load.result_size)
-    device = f"{threads} threads on {fingerprint['device']}, {chosen.dtype}"
+    device = f"{counted(threads, 'threads')} on {fingerprint['device']}, {chosen.dtype}"
     tell(Event("plan", f"{info.name}: {model_line(info)}; {device}"))
     estimate = Estimate.for_encode(listing.count, latent, load.result_size, place.path, chosen.images is not None)
     estimate.announce(tell)

@@ -20,6 +20,7 @@ from latentmill.config import TextFeatureSettings, validated
 from latentmill.destination import stored_fingerprint
 from latentmill.errors import ModelError, SampleError, SourceError
 from latentmill.estimate import announce_output
+from latentmill.files import counted
 from latentmill.finish import Description
 from latentmill.formats.containers import FolderContainer
 from latentmill.formats.metadata import TextInfo
@@ -77,7 +78,12 @@ def prepare_captions(tell: Tell, **settings: Any) -> Prepared:
     listing = captions.listing()
     _tell_missing(listing, chosen, tell)
     layout = PixArtText(reader, chosen.max_length if chosen.pad else None)
-    tell(Event("plan", f"{model.info.name}: {spec.width} wide; {threads} threads on {spec.device}, {chosen.dtype}"))
+    tell(
+        Event(
+            "plan",
+            f"{model.info.name}: {spec.width} wide; {counted(threads, 'threads')} on {spec.device}, {chosen.dtype}",
+        )
+    )
     _announce_text(listing, chosen, spec.width, place.path, tell)
     job = Job(
         source=captions,
@@ -151,7 +157,7 @@ def _announce_text(listing: Listing, chosen: TextFeatureSettings, width: int, de
     tokens = sum(ref.tokens for ref in refs)
     stored = len(refs) * chosen.max_length if chosen.pad else tokens
     distinct = len({ref.caption for ref in refs})
-    what = f"{len(refs):,} captions ({distinct:,} distinct) of {tokens / max(len(refs), 1):.1f} tokens"
+    what = f"{counted(len(refs), 'captions')} ({distinct:,} distinct) of {tokens / max(len(refs), 1):.1f} tokens"
     announce_output(what, stored * width * 2 + len(refs) * (_NPZ_OVERHEAD + _ROW_BYTES), dest, tell)
 
 

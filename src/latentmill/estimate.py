@@ -8,6 +8,7 @@ from pathlib import Path
 
 from latentmill.decoding import image_size
 from latentmill.errors import SampleError
+from latentmill.files import counted
 from latentmill.formats.metadata import LatentInfo
 from latentmill.outcome import Event, Tell
 from latentmill.records import Listing
@@ -56,7 +57,7 @@ class Estimate:
         return workers * a_worker + _WORKER_BYTES
 
     def announce(self, tell: Tell) -> None:
-        announce_output(f"{self.images:,} images", self.output_bytes, self.dest, tell)
+        announce_output(counted(self.images, "images"), self.output_bytes, self.dest, tell)
 
 
 def announce_output(what: str, output_bytes: int, dest: Path, tell: Tell) -> None:

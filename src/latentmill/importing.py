@@ -21,6 +21,7 @@ from typing import BinaryIO, get_args
 from latentmill.destination import locked
 from latentmill.errors import ConfigError, DestinationError, SampleError
 from latentmill.files import (
+    counted,
     digest_file,
     remove_empty_folders,
     remove_tree,
@@ -306,9 +307,8 @@ class _Import:
             )
         rotated = len(self.notes.get(EXIF_ROTATED, ()))
         if rotated and self.placer.exif == "ignore":
-            self.tell(
-                Event("warning", f"{rotated:,} images are stored turned, as EXIF says; --exif apply makes them upright")
-            )
+            turned = f"stored turned, as EXIF says: {counted(rotated, 'images')}"
+            self.tell(Event("warning", f"{turned}; import with --exif apply to make them upright"))
         faulty = len(self.notes.get(FAULTY_CAPTION, ()))
         if faulty:
             self.tell(Event("warning", f"{faulty:,} images have a caption that cannot be read; it was left out"))

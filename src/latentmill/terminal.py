@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from latentmill.files import counted as counted
 from latentmill.files import printable
 
 if TYPE_CHECKING:
@@ -68,11 +69,6 @@ def _explained(note: str) -> str:
         TRUNCATED: "longer than --max-length tokens",
     }
     return f" ({texts[note]})" if note in texts else ""
-
-
-def counted(count: int, what: str) -> str:
-    """`1 image`, `1,000 images`; what: in the plural."""
-    return f"{count:,} {what.removesuffix('s') if count == 1 else what}"
 
 
 def _clock(seconds: float) -> str:

@@ -25,6 +25,7 @@ from latentmill.config import ImageFeatureSettings, validated
 from latentmill.destination import stored_fingerprint
 from latentmill.errors import SampleError
 from latentmill.estimate import DECODE_COPIES, announce_output
+from latentmill.files import counted
 from latentmill.finish import Description
 from latentmill.formats.containers import FolderContainer
 from latentmill.formats.metadata import BucketInfo, LatentInfo, ModelInfo, Value
@@ -76,7 +77,7 @@ def prepare_images(tell: Tell, **settings: Any) -> Prepared:
     _tell_buckets(load.table, load.fit, listing, tell)
     batch_size = _batch_size(chosen, made_with, spec, load.table, tell)
     device = getattr(spec, "device", "cpu")
-    tell(Event("plan", f"{info.name}: {model_line(info)}; {threads} threads on {device}, {chosen.dtype}"))
+    tell(Event("plan", f"{info.name}: {model_line(info)}; {counted(threads, 'threads')} on {device}, {chosen.dtype}"))
     _announce_latents(listing, load.table, info, chosen.save_dtype, place.path, tell)
     fingerprint = _image_fingerprint(chosen, load, reader, info, device, batch_size, threads)
     job = Job(
@@ -270,4 +271,4 @@ def _announce_latents(
             total += 2 * info.latent_channels * height * width // info.downscale_factor**2 * item
             total += _NPY_HEADER + _ROW_BYTES
             images += 1
-    announce_output(f"{images:,} images", total, dest, tell)
+    announce_output(counted(images, "images"), total, dest, tell)
