@@ -247,6 +247,36 @@ def test_captions_made_with_single_scale_images_are_named_for_their_reader(tmp_p
     assert [sample["row"]["path"] for sample in samples] == ["a/x.png", "c/d/e.v2.png"]
     if also == "drop-in":  # alone, it goes on as it was begun
         assert "already finished" in drop_in(*t5_job(root)).output
+        done = drop_in(*vae_job(root), *t5_job(root))  # images for the other reader, who would find no captions there
+        assert done.exit_code == 2
+        assert "was begun with names for the single-scale reader" in done.stderr
+        assert not (data / "img_sdxl_vae_features_512resolution_ms_new").exists()
+
+
+def test_flat_names_serve_both_readers(tmp_path: Path) -> None:
+    root = nested_root(tmp_path, {"x.png": NESTED["a/x.png"]})
+    single = [argument for argument in vae_job(root) if argument != "--multi_scale"]
+    assert drop_in(*single, *t5_job(root)).exit_code == 0
+    done = drop_in(*vae_job(root), *t5_job(root))
+    assert done.exit_code == 0, done.output
+    assert "already finished" in done.output
+
+
+def test_many_missing_images_are_rejects_and_no_end_of_the_job(root: Path) -> None:
+    """The reference's options have no limit to raise."""
+    for name in list(NESTED)[1:]:
+        (root / "InternImgs" / name).unlink()
+    done = drop_in(*vae_job(root))
+    assert done.exit_code == 3, done.output
+    assert "1 stored" in done.output
+
+
+def test_an_error_says_where_the_options_are_that_it_names(root: Path) -> None:
+    assert drop_in(*t5_job(root)).exit_code == 0
+    done = drop_in(*t5_job(root), "--max_length", 12)
+    assert done.exit_code == 2
+    assert "max-length: was 300, now 12" in done.stderr
+    assert "--overwrite" in done.stderr and "`latentmill pixart`" in done.stderr
 
 
 def test_an_unmapped_name_is_refused_before_any_work(root: Path) -> None:

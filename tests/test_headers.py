@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from latentmill.decoding import decode
-from latentmill.sources.headers import HeaderFault, ImageHeader, read_header, read_headers
+from latentmill.sources.headers import HeaderFault, ImageHeader, read_header
 from support import PHOTOS
 
 
@@ -24,7 +24,7 @@ def turned(orientation: int) -> Image.Exif:
 
 def test_headers_are_what_decoding_finds_in_order() -> None:
     keys = sorted(p.relative_to(PHOTOS).as_posix() for p in PHOTOS.rglob("*") if p.is_file() and p.suffix != ".md")
-    headers = list(read_headers(PHOTOS, keys, 3))
+    headers = [read_header(PHOTOS, key) for key in keys]
     assert [header.key for header in headers] == keys
     for header in headers:
         assert isinstance(header, ImageHeader)
@@ -85,7 +85,7 @@ def test_a_bad_file_is_a_fault_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "folder.png").mkdir()
     os.mkfifo(tmp_path / "pipe.png")
     keys = ["empty.png", "gone.png", "good.png", "text.png", "drawn.png", "folder.png", "pipe.png"]
-    headers = list(read_headers(tmp_path, keys, 2))
+    headers = [read_header(tmp_path, key) for key in keys]
     stages = {header.key: header.stage for header in headers if isinstance(header, HeaderFault)}
     assert list(stages) == [key for key in keys if key != "good.png"]
     assert {key for key, stage in stages.items() if stage == "read"} == {"gone.png", "folder.png", "pipe.png"}

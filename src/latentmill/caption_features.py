@@ -18,13 +18,13 @@ from latentmill.common import (
 )
 from latentmill.config import TextFeatureSettings, validated
 from latentmill.destination import stored_fingerprint
-from latentmill.errors import ModelError, SampleError, SourceError
+from latentmill.errors import ModelError, SampleError, SettingsChangedError, SourceError
 from latentmill.estimate import announce_output
-from latentmill.files import counted
+from latentmill.files import counted, printable
 from latentmill.finish import Description
 from latentmill.formats.containers import FolderContainer
 from latentmill.formats.metadata import TextInfo
-from latentmill.formats.pixart import EMPTY_CAPTION, PixArtText, ReaderKind, check_names, text_folder
+from latentmill.formats.pixart import EMPTY_CAPTION, PixArtText, ReaderKind, check_names, feature_name, text_folder
 from latentmill.job import Job
 from latentmill.loading import CaptionLoad
 from latentmill.outcome import Event, Result, Tell, quiet
@@ -58,12 +58,11 @@ def prepare_captions(tell: Tell, **settings: Any) -> Prepared:
     chosen = validated(TextFeatureSettings, settings)
     place = FolderContainer(chosen.dest / text_folder(chosen.label, chosen.suffix))
     made_with = {} if chosen.overwrite else stored_fingerprint(place)
-    reader: ReaderKind = (
-        chosen.reader or stored_reader(made_with) or ("single" if chosen.with_single_scale else "multi")
-    )
     found = captioned_source(chosen, needs_images=False)
     check_feature_folder(place, found)
-    check_names((row.key for row in found.rows), reader, ".npz")
+    keys = [row.key for row in found.rows]
+    reader = _reader(chosen, stored_reader(made_with), keys, place.path)
+    check_names(keys, reader, ".npz")
     threads = chosen.threads or stored_int(made_with, "threads") or usable_cores()
     model = resolve_text(chosen.text_encoder, chosen.text_revision)
     spec = TextSpec(model, choose_device(chosen.device), chosen.dtype, chosen.max_length, threads)
@@ -105,6 +104,21 @@ def prepare_captions(tell: Tell, **settings: Any) -> Prepared:
     return Prepared(job, listing)
 
 
+def _reader(chosen: TextFeatureSettings, begun: ReaderKind | None, keys: Sequence[str], folder: Path) -> ReaderKind:
+    """Whose file names: as asked, as the VAE features of the same call, or as the folder was begun."""
+    wanted = chosen.reader or chosen.images_reader or begun or "multi"
+    if chosen.reader is not None or begun is None or begun == wanted:
+        return wanted
+    other = next((key for key in keys if feature_name(key, begun, ".npz") != feature_name(key, wanted, ".npz")), None)
+    if other is None:
+        return begun
+    name = printable(feature_name(other, begun, ".npz"))
+    raise SettingsChangedError(
+        f"{folder} was begun with names for the {begun}-scale reader ({name}), and the VAE features of this call are "
+        f"for the {wanted}-scale one. Give the text features a folder of their own (a suffix), or --overwrite them"
+    )
+
+
 def _description(chosen: TextFeatureSettings, spec: TextSpec, layout: PixArtText) -> Description:
     info = spec.model.info
     return Description(
@@ -144,12 +158,13 @@ def _tell_missing(listing: Listing, chosen: TextFeatureSettings, tell: Tell) -> 
     if not faults:
         return
     found = f"{len(faults):,} of {len(wanted):,} rows have no caption that can be used (the first: {faults[0]})"
-    ways = "--missing-caption empty takes the empty caption where there is none"
+    ways = "--missing-caption empty takes the empty caption where there is none; "
+    ways *= chosen.missing_caption == "reject"
     if chosen.max_failures.exceeded(len(faults), len(wanted)):
         raise SourceError(
-            f"{found}, over --max-failures {chosen.max_failures}. {ways}; a higher limit records them as rejects"
+            f"{found}, over --max-failures {chosen.max_failures}. {ways}a higher limit records them as rejects"
         )
-    tell(Event("warning", f"{found}: they will be rejects. {ways}"))
+    tell(Event("warning", f"{found}: they will be rejects. {ways}".rstrip("; ")))
 
 
 def _announce_text(listing: Listing, chosen: TextFeatureSettings, width: int, dest: Path, tell: Tell) -> None:

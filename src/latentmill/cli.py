@@ -168,13 +168,14 @@ def verify(
     """
 
     def check() -> int:
-        from latentmill.verification import datasets_in
+        from latentmill.verification import datasets_in, verify_one_of_several
         from latentmill.verification import verify as run
 
         wrong = False
-        for path in datasets_in(dataset):
-            with Display("verify") as display:
-                report = run(path, images, tell=display.tell)
+        paths = datasets_in(dataset)
+        for path in paths:
+            with Display("verify", "files") as display:
+                report = (run if len(paths) == 1 else verify_one_of_several)(path, images, tell=display.tell)
             for problem in report.problems[:50]:
                 out.print(f"[red]wrong[/]  {shown(problem)}")
             if len(report.problems) > 50:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from latentmill.errors import ConfigError
-from latentmill.guard import EXIT_REJECTS, guarded, plain
+from latentmill.guard import EXIT_REJECTS, guarded, plain, run_features
 from latentmill.options import (
     SOURCE_HELP,
     Alpha,
@@ -55,11 +54,10 @@ from latentmill.options import (
     TokenBudget,
     Vae,
 )
-from latentmill.terminal import Display, counted, err, out, shown, summarise
+from latentmill.terminal import Display, counted, err, out, shown
 
 if TYPE_CHECKING:
-    from latentmill.common import Prepared
-    from latentmill.outcome import Tell
+    pass
 
 _SHOWN = 20  # of what is left out
 
@@ -131,22 +129,6 @@ def pixart(
         return run_features(feature_jobs(settings.pop("data_info"), settings.pop("dest"), **settings))
 
     guarded(jobs)
-
-
-def run_features(jobs: list[tuple[str | None, Callable[[Tell], Prepared]]]) -> int:
-    """Prepare every job, so that none begins before all have been checked; then run each. Gives the exit code."""
-    ready = []
-    for label, prepare in jobs:
-        what = "captions" if label else "images"
-        display = Display(f"{what} {label}" if label else what, what)
-        ready.append((display, prepare(display.tell)))
-    rejected = 0
-    for display, job in ready:
-        with display:
-            result = job.run()
-        summarise(display.command, result, Path(), display.what)
-        rejected += result.rejected
-    return EXIT_REJECTS if rejected else 0
 
 
 def import_(

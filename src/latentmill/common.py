@@ -18,7 +18,7 @@ from latentmill.job import Job
 from latentmill.outcome import Event, Result, Tell
 from latentmill.records import Listing, SampleRef
 from latentmill.registry import FAKE
-from latentmill.sources.captioned import CaptionedSet, captioned
+from latentmill.sources.captioned import IMAGE_FOLDER, CaptionedSet, captioned
 from latentmill.stages import EncoderSpec, Load, Source
 
 _PROBE_IMAGES = 8
@@ -47,7 +47,7 @@ def check_divisible(size: tuple[int, int], info: ModelInfo) -> None:
     if any(side % info.downscale_factor for side in size):
         raise ConfigError(
             f"{info.name} needs sides that are multiples of {info.downscale_factor}. Found: {size[0]}x{size[1]}; "
-            "give a --resolution"
+            "give another --resolution"
         )
 
 
@@ -105,6 +105,8 @@ class Prepared:
 
     def run(self) -> Result:
         """Raises LatentmillError."""
+        if not any(map(self.listing.wanted, self.listing.refs())):
+            self.job.tell(Event("warning", f"no row is in the slice; the source has {self.listing.count:,}"))
         with torch_given_back():
             return self.job.run(announced(self.listing, self.job.tell))
 
@@ -155,6 +157,6 @@ def check_feature_folder(place: FolderContainer, found: CaptionedSet) -> None:
     if place.path.exists() and not place.path.is_dir():
         raise DestinationError(f"the feature folder must be a folder. Found a file: {place.path}")
     inner, images = place.path.resolve(), found.images.resolve()
-    beside_table = not found.path.is_dir() and images == found.path.resolve().parent
-    if inner == images or (images in inner.parents and not beside_table):
+    walked = found.path.is_dir() or images.name == IMAGE_FOLDER  # what lies there would be taken for images
+    if inner == images or (walked and images in inner.parents):
         raise DestinationError(f"the destination {place.path} lies among the source's images; choose another --dest")

@@ -232,8 +232,8 @@ class ImageFeatureSettings(FeatureSettings):
 class TextFeatureSettings(FeatureSettings):
     """Text features. label: which of the captions. pad: store max_length positions, as the reference does.
 
-    token_budget: tokens a forward, padding included. with_single_scale: made for the reader of single-scale VAE
-    features, where neither `reader` says otherwise nor the destination was begun so.
+    token_budget: tokens a forward, padding included. images_reader: of VAE features that are made in the same call, and
+    that these are to be found with; unless `reader` says otherwise.
     """
 
     text_encoder: str = "pixart-sigma-t5"
@@ -242,7 +242,7 @@ class TextFeatureSettings(FeatureSettings):
     max_length: Annotated[int, Field(ge=2)] = 300
     pad: bool = False
     token_budget: Positive = 4096
-    with_single_scale: bool = False
+    images_reader: Literal["multi", "single"] | None = None
 
 
 class DecodeSettings(JobSettings):
@@ -267,11 +267,10 @@ def validated(kind: type[Settings], values: dict[str, Any]) -> Settings:
         message = first["msg"].removeprefix("Value error, ")
         if not name:
             raise ConfigError(message) from error
-        hint = ""
         if first["type"] == "extra_forbidden":
             raise ConfigError(f"there is no setting {name}. There are: {', '.join(kind.model_fields)}") from error
         message = message.replace("Input should be", "must be")
-        raise ConfigError(f"{name.replace('_', '-')} {message}. Found: {_found(first['input'])}{hint}") from error
+        raise ConfigError(f"{name.replace('_', '-')} {message}. Found: {_found(first['input'])}") from error
 
 
 def _found(value: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -10,14 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from latentmill.cli_features import run_features
-from latentmill.errors import ConfigError
-from latentmill.guard import guarded
+from latentmill.errors import ConfigError, LatentmillError
+from latentmill.guard import guarded, run_features
 
 if TYPE_CHECKING:
     from latentmill.common import Prepared
     from latentmill.outcome import Tell
 
+_FOREIGN_OPTION = re.compile(r"--[a-z]+(-[a-z]+)*\b(?!_)")
+_HINT = "such options are those of `latentmill pixart`, which goes on with the same folders"
 _MULTI_SCALE_SIZES, _SINGLE_SCALE_SIZES = (512, 1024, 2048, 2880), (256, 512)
 
 app = typer.Typer(
@@ -76,13 +78,18 @@ def _main(
             jobs.append((None, partial(_prepare, prepare_images, _image_settings(options))))
         if not jobs:
             raise ConfigError("nothing to do: give --run_vae_feature_extract, --run_t5_feature_extract or both")
-        return run_features(jobs)
+        try:
+            return run_features(jobs)
+        except LatentmillError as error:
+            if _FOREIGN_OPTION.search(str(error)):
+                raise LatentmillError(f"{error} ({_HINT})") from error
+            raise
 
     guarded(work)
 
 
 def _prepare(prepare: Callable[..., Prepared], settings: dict[str, Any], tell: Tell) -> Prepared:
-    return prepare(tell, wait=True, missing_caption="empty", **settings)
+    return prepare(tell, wait=True, missing_caption="empty", max_failures="100%", **settings)
 
 
 def _image_settings(options: dict[str, Any]) -> dict[str, Any]:
@@ -114,7 +121,9 @@ def _text_settings(options: dict[str, Any]) -> dict[str, Any]:
         "caption_columns": [options["caption_label"]],
         "max_length": options["max_length"],
         "pad": True,
-        "with_single_scale": options["run_vae_feature_extract"] and not options["multi_scale"],
+        "images_reader": ("multi" if options["multi_scale"] else "single")
+        if options["run_vae_feature_extract"]
+        else None,
         "suffix": options["save_path_suffix"],
         "start_index": options["start_index"],
         "end_index": options["end_index"],

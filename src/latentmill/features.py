@@ -13,9 +13,9 @@ from typing import Any
 
 from latentmill.caption_features import prepare_captions
 from latentmill.common import Prepared
-from latentmill.config import ImageFeatureSettings, TextFeatureSettings
+from latentmill.config import FeatureSettings, ImageFeatureSettings, TextFeatureSettings, validated
 from latentmill.errors import ConfigError
-from latentmill.outcome import Result, Tell, quiet
+from latentmill.outcome import Event, Result, Tell, quiet
 from latentmill.vae_features import prepare_images
 
 IMAGES = None  # in the place of a caption label
@@ -52,7 +52,7 @@ def feature_jobs(
 ) -> list[tuple[str | None, Callable[[Tell], Prepared]]]:
     """The jobs of `pixart`, to be prepared and then run one after the other: IMAGES first, then each caption label.
 
-    Text features made together with single-scale VAE features are named for the reader of those.
+    Text features made together with VAE features are named for the reader of those.
     """
     if vae is None and text_encoder is None:
         vae = ImageFeatureSettings.model_fields["vae"].default
@@ -65,20 +65,38 @@ def feature_jobs(
     jobs: list[tuple[str | None, Callable[[Tell], Prepared]]] = []
     if vae is not None:
         own = {name: value for name, value in settings.items() if name in ImageFeatureSettings.model_fields}
-        jobs.append((IMAGES, partial(_images, {**common, **own, "vae": vae})))
-        settings["with_single_scale"] = not settings.get("multi_scale")
+        jobs.append((IMAGES, partial(prepare_images, **{**common, **own, "vae": vae})))
+        settings["images_reader"] = settings.get("reader") or ("multi" if settings.get("multi_scale") else "single")
     if text_encoder is not None:
         own = {name: value for name, value in settings.items() if name in TextFeatureSettings.model_fields}
         labels = [caption_label] if isinstance(caption_label, str) else list(dict.fromkeys(caption_label))
+        if not labels:
+            raise ConfigError("caption_label must name a caption. Found: none")
         for label in labels:
             chosen = {**common, **own, "text_encoder": text_encoder, "label": label}
-            jobs.append((label, partial(_captions, chosen)))
+            jobs.append((label, partial(prepare_captions, **chosen)))
+    of_images = _given(settings, ImageFeatureSettings, TextFeatureSettings, common) if vae is None else []
+    of_text = _given(settings, TextFeatureSettings, ImageFeatureSettings, common) if text_encoder is None else []
+    if text_encoder is None and caption_label not in ("prompt", ["prompt"]):
+        of_text.append("caption_label")
+    for names, option in ((of_images, "--vae"), (of_text, "--text-encoder")):
+        if names:
+            told = ", ".join(name.replace("_", "-") for name in names)
+            jobs[0] = (jobs[0][0], partial(_warned, jobs[0][1], f"nothing is made that needs {told}: see {option}"))
     return jobs
 
 
-def _images(settings: dict[str, Any], tell: Tell) -> Prepared:
-    return prepare_images(tell, **settings)
+def _given(
+    settings: dict[str, Any], kind: type[FeatureSettings], other: type[FeatureSettings], common: dict[str, Any]
+) -> list[str]:
+    """The settings of one job alone that are not as they are by default."""
+    own = {name: value for name, value in settings.items() if name in kind.model_fields.keys() - other.model_fields}
+    chosen = validated(kind, {**common, **own})
+    return [
+        name for name in own if name != "images_reader" and getattr(chosen, name) != kind.model_fields[name].default
+    ]
 
 
-def _captions(settings: dict[str, Any], tell: Tell) -> Prepared:
-    return prepare_captions(tell, **settings)
+def _warned(prepare: Callable[[Tell], Prepared], text: str, tell: Tell) -> Prepared:
+    tell(Event("warning", text))
+    return prepare(tell)

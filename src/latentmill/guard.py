@@ -11,12 +11,16 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from latentmill.errors import LatentmillError
 from latentmill.terminal import Display, err, shown, summarise
+
+if TYPE_CHECKING:
+    from latentmill.common import Prepared
+    from latentmill.outcome import Tell
 
 EXIT_FOUND, EXIT_FAILED, EXIT_REJECTS, EXIT_STOPPED = 1, 2, 3, 130
 
@@ -50,6 +54,22 @@ def run_job(command: str, values: dict[str, Any]) -> None:
         return EXIT_REJECTS if result.rejected else 0
 
     guarded(job)
+
+
+def run_features(jobs: list[tuple[str | None, Callable[[Tell], Prepared]]]) -> int:
+    """Prepare every job, so that none begins before all have been checked; then run each. Gives the exit code."""
+    ready = []
+    for label, prepare in jobs:
+        what = "captions" if label else "images"
+        display = Display(f"{what} {label}" if label else what, what)
+        ready.append((display, prepare(display.tell)))
+    rejected = 0
+    for display, job in ready:
+        with display:
+            result = job.run()
+        summarise(display.command, result, Path(), display.what)
+        rejected += result.rejected
+    return EXIT_REJECTS if rejected else 0
 
 
 def guarded(work: Callable[[], int]) -> None:

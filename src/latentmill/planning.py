@@ -15,7 +15,7 @@ from latentmill.files import LineDigest, digest_lines, remove_tree, replace_text
 from latentmill.formats.metadata import Value, row_json
 from latentmill.manifest import PLAN_FORMAT, Kept, Plan
 from latentmill.matching import Matcher
-from latentmill.records import Listing, SampleRef
+from latentmill.records import Listing, SampleRef, everything
 from latentmill.stages import Batching
 
 
@@ -34,7 +34,8 @@ def listing_digest(listing: Listing) -> str:
 
     Also when the source tells another size of an image, or leaves it out by another rule.
     """
-    unwanted = (f"unwanted {ref.key}" for ref in listing.refs() if not listing.wanted(ref))
+    all_wanted = listing.wanted is everything
+    unwanted = (f"unwanted {ref.key}" for ref in (() if all_wanted else listing.refs()) if not listing.wanted(ref))
     return digest_lines(chain(map(_listing_line, listing.refs()), listing.classes or (), unwanted))
 
 
@@ -173,9 +174,11 @@ class _PlanWriter:
 
     def compute(self, ref: SampleRef, first: bool) -> bytes:
         row = [ref.index, ref.key, ref.stat, ref.label, ref.where, ref.digest, ref.fault]
-        more = {name: getattr(ref, name) for name in ("skip", "size", "caption", "tokens") if getattr(ref, name)}
-        if ref.caption is not None:
-            more["caption"] = ref.caption
+        more: dict[str, object] = {}
+        if ref.caption is not None or ref.size is not None or ref.skip:
+            more = {name: getattr(ref, name) for name in ("skip", "size", "tokens") if getattr(ref, name)}
+            if ref.caption is not None:
+                more["caption"] = ref.caption
         line = json.dumps([int(first), row, more], separators=(",", ":")).encode() + b"\n"
         size = self.shard_size  # at the first sample too: measuring may refuse the job, and as yet there is no plan
         if not self.shards or (first and (self.shards[-1][1] >= size.images or self.cost >= size.cost)):

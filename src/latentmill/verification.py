@@ -78,9 +78,13 @@ def datasets_in(path: Path) -> list[Path]:
 def verify(dataset: str | Path, images: str | Path | None = None, tell: Tell = quiet) -> VerifyReport:
     """Check digests, counts, names, shapes, dtypes, finiteness and labels; with `images`, that they pair.
 
-    Raises SourceError where there is nothing that latentmill made to check against.
+    Of a folder of several datasets (a PixArt root), all are checked; `images` then goes with its latents. Raises
+    SourceError where there is nothing that latentmill made to check against.
     """
     path = Path(dataset)
+    inner = datasets_in(path)
+    if inner != [path]:
+        return _verify_several(inner, images, tell)
     metadata, report = _metadata(path)
     if metadata is None:
         return report
@@ -105,6 +109,28 @@ def verify(dataset: str | Path, images: str | Path | None = None, tell: Tell = q
         _check_pairs(rows, Path(images), report, tell)
         report.summary += ", paired with the images"
     return report
+
+
+def _verify_several(paths: list[Path], images: str | Path | None, tell: Tell) -> VerifyReport:
+    whole = VerifyReport("several")
+    for path in paths:
+        report = verify_one_of_several(path, images, tell)
+        whole.files += report.files
+        for problem in report.problems:
+            whole.add(f"{path.name}/{problem.where}", problem.what)
+    whole.summary = f"{len(paths)} datasets checked"
+    return whole
+
+
+def verify_one_of_several(path: Path, images: str | Path | None = None, tell: Tell = quiet) -> VerifyReport:
+    """As `verify`; what cannot be checked is a problem of its own, and `images` are of latents only."""
+    try:
+        metadata = Metadata.read_beside(path)
+        return verify(path, images if metadata is not None and metadata.kind == "latents" else None, tell)
+    except SourceError as error:
+        report = VerifyReport("unknown")
+        report.add(path.name, str(error))
+        return report
 
 
 def _metadata(path: Path) -> tuple[Metadata | None, VerifyReport]:

@@ -1,20 +1,17 @@
-"""What the headers of many image files say: size, orientation and format, read in parallel and without decoding."""
+"""What the header of an image file says: size, orientation and format, read without decoding."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BufferedReader, FileIO
 from pathlib import Path
 from stat import S_ISREG
 
-from latentmill.batching import prefetched
 from latentmill.decoding import DEFAULT_MAX_PIXELS, image_header
 from latentmill.errors import SampleError
 
 _READ_AHEAD_BYTES = 1 << 16  # holds the header of nearly every photo, its EXIF included
-_KEYS_A_TASK = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +50,3 @@ def read_header(root: Path, key: str, max_pixels: int = DEFAULT_MAX_PIXELS) -> I
         return HeaderFault(key, "read", error.strerror or str(error))
     except SampleError as error:
         return HeaderFault(key, error.stage, error.reason)
-
-
-def read_headers(
-    root: Path, keys: Sequence[str], threads: int, *, max_pixels: int = DEFAULT_MAX_PIXELS
-) -> Iterator[ImageHeader | HeaderFault]:
-    """The header of every image, in the order of `keys` (paths relative to `root`), read by `threads` threads."""
-
-    def read(start: int) -> list[ImageHeader | HeaderFault]:
-        return [read_header(root, key, max_pixels) for key in keys[start : start + _KEYS_A_TASK]]
-
-    for headers in prefetched(read, range(0, len(keys), _KEYS_A_TASK), threads, 2 * threads):
-        yield from headers
