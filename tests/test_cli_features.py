@@ -325,3 +325,31 @@ def test_slips_of_the_pen_are_pointed_out() -> None:
         assert result.exit_code == 2
         assert said in result.output
         assert "Traceback" not in result.output
+
+
+# what concerns a job that is not run, and a root of several results
+
+
+def test_settings_of_a_job_that_is_not_run_are_told(imported: tuple[Path, Result], tmp_path: Path) -> None:
+    table = imported[0] / "InternData" / "data_info.json"
+    job = ("pixart", "--data-info", table, "--dest", tmp_path, "--vae", "fake", *SMALL)
+    done = run(*job, "--caption-label", "other", "--max-length", 12)
+    assert done.exit_code == 0, done.output
+    assert "nothing is made that needs max-length, caption-label: see --text-encoder" in done.stderr
+    assert "nothing is made" not in run(*job).stderr
+
+
+def test_verify_of_a_root_looks_at_every_result(made: tuple[Path, Result], tmp_path: Path) -> None:
+    root = tmp_path / "InternData"
+    shutil.copytree(made[0], root)
+    assert run("verify", root).exit_code == 0
+    assert latentmill.verify(root).problems == []
+    (root / "caption_features_new" / "latentmill.json").unlink()
+    (root / "caption_features_new" / ".latentmill").mkdir()
+    damaged = next((root / LATENTS).rglob("*.npy"))
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    done = run("verify", root)
+    assert done.exit_code == 1
+    assert "caption_features_new is not finished" in done.output
+    assert "was changed: its bytes are not those made from" in done.output
+    assert len(latentmill.verify(root).problems) == 2

@@ -89,12 +89,11 @@ def feature_jobs(
 def _given(
     settings: dict[str, Any], kind: type[FeatureSettings], other: type[FeatureSettings], common: dict[str, Any]
 ) -> list[str]:
-    """The settings of one job alone that are not as they are by default."""
-    own = {name: value for name, value in settings.items() if name in kind.model_fields.keys() - other.model_fields}
+    """The settings of one job alone that are not as they are by default; but for those that describe the whole."""
+    names = kind.model_fields.keys() - other.model_fields - {"images_reader", "multi_scale", "resolution"}
+    own = {name: value for name, value in settings.items() if name in kind.model_fields}
     chosen = validated(kind, {**common, **own})
-    return [
-        name for name in own if name != "images_reader" and getattr(chosen, name) != kind.model_fields[name].default
-    ]
+    return [name for name in own if name in names and getattr(chosen, name) != kind.model_fields[name].default]
 
 
 def _warned(prepare: Callable[[Tell], Prepared], text: str, tell: Tell) -> Prepared:
