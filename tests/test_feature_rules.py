@@ -84,6 +84,18 @@ def test_each_fault_of_an_image_is_told_and_the_others_go_on(photos: Photos, tmp
     assert {path.name for path in result.dest.glob("**/*.npy")} == {"good.npy", "edge.npy"}
 
 
+def test_rows_of_one_image_with_several_captions_are_one_image(photos: Photos, tmp_path: Path) -> None:
+    """As captions of COCO are often listed; for text they would be two features under one name."""
+    photos.add("x.png", 60, 80)
+    table = photos.table()
+    (row,) = json.loads(table.read_text())
+    table.write_text(json.dumps([{**row, "prompt": "one"}, {**row, "prompt": "two"}]))
+    assert stored(image_features(table, tmp_path / "out", **FAKE).dest) == {"x.png"}
+    with pytest.raises(SourceError, match="rows 1 and 2 are different rows for one image"):
+        text_features(table, tmp_path / "out", text_encoder="mini")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["img_sdxl_vae_features_512resolution_ms_new"]
+
+
 def test_without_sizes_in_the_table_the_headers_tell(photos: Photos, tmp_path: Path) -> None:
     for number, (height, width) in enumerate([(60, 80), (460, 100), (100, 60)]):
         photos.add(f"{number}.png", height, width)

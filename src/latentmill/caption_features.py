@@ -58,7 +58,7 @@ def prepare_captions(tell: Tell, **settings: Any) -> Prepared:
     chosen = validated(TextFeatureSettings, settings)
     place = FolderContainer(chosen.dest / text_folder(chosen.label, chosen.suffix))
     made_with = {} if chosen.overwrite else stored_fingerprint(place)
-    found = captioned_source(chosen, needs_images=False)
+    found = captioned_source(chosen, of_images=False)
     check_feature_folder(place, found)
     keys = [row.key for row in found.rows]
     reader = _reader(chosen, stored_reader(made_with), keys, place.path)

@@ -139,8 +139,8 @@ def vae_spec(
     return spec, model.info
 
 
-def captioned_source(chosen: FeatureSettings, needs_images: bool = True) -> CaptionedSet:
-    """What `data_info` holds. Raises SourceError, ConfigError."""
+def captioned_source(chosen: FeatureSettings, *, of_images: bool) -> CaptionedSet:
+    """What `data_info` holds of images, or of captions. Raises SourceError, ConfigError."""
     return captioned(
         chosen.data_info,
         images=chosen.images,
@@ -148,7 +148,8 @@ def captioned_source(chosen: FeatureSettings, needs_images: bool = True) -> Capt
         multi_line=chosen.multi_line,
         path_column=chosen.path_column,
         caption_columns=chosen.caption_columns,
-        needs_images=needs_images,
+        needs_images=of_images,
+        with_captions=not of_images,
     )
 
 

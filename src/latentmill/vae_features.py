@@ -64,7 +64,7 @@ def prepare_images(tell: Tell, **settings: Any) -> Prepared:
     place = FolderContainer(chosen.dest / latents_folder(chosen.resolution, chosen.multi_scale, chosen.suffix))
     made_with = {} if chosen.overwrite else stored_fingerprint(place)
     reader: ReaderKind = chosen.reader or stored_reader(made_with) or ("multi" if chosen.multi_scale else "single")
-    found = captioned_source(chosen)
+    found = captioned_source(chosen, of_images=True)
     images = FeatureImages(found, chosen.start_index, chosen.end_index, chosen.exif, chosen.max_pixels)
     check_feature_folder(place, found)
     check_names((row.key for row in found.rows), reader, ".npy")
@@ -178,7 +178,7 @@ def preview_buckets(
         {"data_info": source, "dest": source, "resolution": resolution, "buckets": buckets, "fit": fit,
          "multi_scale": True, **settings},
     )  # fmt: skip
-    listing = FeatureImages(captioned_source(chosen), exif=chosen.exif).listing()
+    listing = FeatureImages(captioned_source(chosen, of_images=True), exif=chosen.exif).listing()
     return bucket_report(_table(chosen, listing, {}), fit, listing)
 
 

@@ -27,7 +27,10 @@ _SHOWN = 3
 
 
 def read_table(
-    path: Path, path_column: str | None, caption_columns: Mapping[str, str] | Sequence[str] | None
+    path: Path,
+    path_column: str | None,
+    caption_columns: Mapping[str, str] | Sequence[str] | None,
+    with_captions: bool = True,
 ) -> tuple[list[CaptionedImage], list[str], list[str]]:
     """Rows in the table's order, caption names and warnings. Raises SourceError, ConfigError."""
     table = read_cells(path)
@@ -36,6 +39,9 @@ def read_table(
     columns = table.columns()
     key_column = _path_column(table, columns, path_column)
     captions = _caption_columns(table, columns, key_column, caption_columns)
+    if not with_captions:
+        rows, warnings = _rows(table, key_column, {})
+        return rows, [], warnings
     rows, warnings = _rows(table, key_column, captions)
     if not captions:
         warnings.insert(0, f"{path.name} has no captions. Its columns are: {_listed(columns)}")

@@ -46,6 +46,7 @@ def captioned(
     path_column: str | None = None,
     caption_columns: Mapping[str, str] | Sequence[str] | None = None,
     needs_images: bool = True,
+    with_captions: bool = True,
 ) -> CaptionedSet:
     """Everything that a captioned source says; images are not opened. Raises SourceError, ConfigError.
 
@@ -55,7 +56,8 @@ def captioned(
     images: the images' folder of a table; else `InternImgs` for a table in `InternData`, else the table's own folder.
     caption_extension, multi_line (every line that is not empty is a caption: `prompt`, `prompt_2`, …): of a folder.
     path_column, caption_columns (by caption name, or names alone): of a table; else told by the usual names.
-    needs_images: whether a table's images must be there.
+    needs_images: whether a table's images must be there. with_captions: False reads none, so that rows of one image
+    with different captions are equal.
     """
     path = Path(path)
     table = path / DATA_FOLDER / DATA_INFO
@@ -64,7 +66,7 @@ def captioned(
     if path.is_dir():
         if images is not None or path_column is not None or caption_columns is not None:
             raise ConfigError(f"an images' folder and columns can be named for a table only. Found a folder: {path}")
-        return _folder(path, "." + caption_extension.removeprefix("."), multi_line)
+        return _folder(path, "." + caption_extension.removeprefix("."), multi_line, with_captions)
     if not path.exists():
         raise SourceError(f"the source does not exist: {path}")
     if path.suffix.lower() not in TABLES:
@@ -74,7 +76,7 @@ def captioned(
         raise SourceError(
             f"the images of {path} were looked for in {root}, which is no folder. Name the folder (images)"
         )
-    return CaptionedSet(path, root, *read_table(path, path_column, caption_columns))
+    return CaptionedSet(path, root, *read_table(path, path_column, caption_columns, with_captions))
 
 
 def _images_of(table: Path) -> Path:
@@ -84,10 +86,12 @@ def _images_of(table: Path) -> Path:
     return Path(*(IMAGE_FOLDER if part == DATA_FOLDER else part for part in parts))
 
 
-def _folder(path: Path, extension: str, multi_line: bool) -> CaptionedSet:
+def _folder(path: Path, extension: str, multi_line: bool, with_captions: bool) -> CaptionedSet:
     keys, beside, warnings = _listing(path, extension)
     if not keys:
         raise SourceError(f"the source holds no images: {path} (an image has an extension that Pillow knows)")
+    if not with_captions:
+        return CaptionedSet(path, path, list(map(CaptionedImage, keys)), [], warnings)
     matched = {caption for key in keys if (caption := _beside(key, extension)) in beside}
     orphans = sorted(beside - matched)
     if orphans:
