@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import signal
+import weakref
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -15,7 +17,7 @@ import pytest
 
 import latentmill
 from feature_jobs import FOLDERS, Data, held, identities, index, run_text
-from latentmill.encoders.text import TextEncoder
+from latentmill.encoders.text import TextEncoder, TextSpec
 from latentmill.formats.pixart import EMPTY_CAPTION, PixArtText
 from latentmill.vae_features import image_features
 from support import CAN_FORK, DATA, TINY_VAE, command_of_small_shards, identity, kill_when, ledger
@@ -134,3 +136,26 @@ def test_no_real_model_is_loaded_again(captioned: Data, tmp_path: Path, monkeypa
     for job in jobs:
         result = job(captioned, tmp_path / "place")
         assert (result.stored, result.computed) == (1, 0)
+
+
+def test_the_models_of_several_jobs_do_not_lie_in_memory_together(
+    captioned: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A T5-XXL is 19 GB: one for each caption label would be too much."""
+    alive: list[weakref.ref[TextEncoder]] = []
+    most = []
+    begin = TextEncoder.__init__
+
+    def noted(self: TextEncoder, spec: TextSpec) -> None:
+        gc.collect()
+        most.append(sum(encoder() is not None for encoder in alive))
+        begin(self, spec)
+        alive.append(weakref.ref(self))
+
+    monkeypatch.setattr(TextEncoder, "__init__", noted)
+    table = json.loads(captioned.table.read_text())
+    both = tmp_path / "both.json"
+    both.write_text(json.dumps([{**row, "other_prompt": row["prompt"] + " again"} for row in table]))
+    made = latentmill.pixart(both, tmp_path / "out", text_encoder="mini", caption_label=["prompt", "other_prompt"])
+    assert len(made.text) == 2
+    assert most == [0, 0]

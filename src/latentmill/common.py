@@ -107,8 +107,13 @@ class Prepared:
         """Raises LatentmillError."""
         if not any(map(self.listing.wanted, self.listing.refs())):
             self.job.tell(Event("warning", f"no row is in the slice; the source has {self.listing.count:,}"))
-        with torch_given_back():
-            return self.job.run(announced(self.listing, self.job.tell))
+        try:
+            with torch_given_back():
+                return self.job.run(announced(self.listing, self.job.tell))
+        finally:
+            close = getattr(self.job.encoder, "close", None)  # where a model was loaded: the next job loads its own
+            if close is not None:
+                close()
 
 
 def vae_spec(

@@ -54,6 +54,10 @@ class VaeSpec:
         """Load the model. Raises ModelError."""
         return self._opened
 
+    def close(self) -> None:
+        """Let go of the model that `open` loaded."""
+        self.__dict__.pop("_opened", None)
+
     @cached_property
     def _opened(self) -> VaeEncoder:
         return VaeEncoder(self)
