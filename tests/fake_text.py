@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from latentmill.encoders import device, models, text
-from latentmill.encoders.models import ResolvedTextModel
+from latentmill.encoders import device, text, text_models
+from latentmill.encoders.text_models import ResolvedTextModel
 from latentmill.errors import SampleError
 from latentmill.formats.metadata import TextModelInfo
 from latentmill.records import Array, Encoded, Sample
@@ -62,5 +62,5 @@ def _features(ids: Array) -> Array:
 def install(replace: Callable[[object, str, object], None] = setattr) -> None:
     """Let every text job of this process use it, whatever its model is called."""
     replace(device, "choose_device", lambda name: "cpu")
-    replace(models, "resolve_text", lambda name, revision: ResolvedTextModel(Path(), Path(), _INFO))
+    replace(text_models, "resolve_text", lambda name, revision: ResolvedTextModel(Path(), Path(), _INFO))
     replace(text, "TextSpec", FakeTextSpec)

@@ -35,7 +35,7 @@ def modules_after(code: str) -> set[str]:
         "import latentmill.dropin, latentmill.dropin_features",
         "import latentmill.features, latentmill.importing; latentmill.pixart, latentmill.import_captioned",
         "import latentmill; latentmill.convert, latentmill.encode, latentmill.decode, latentmill.verify",
-        "import latentmill.encoders.vae, latentmill.encoders.text, latentmill.encoders.models",
+        "import latentmill.encoders.vae, latentmill.encoders.text, latentmill.encoders.text_models",
     ],
 )
 def test_imports_bring_no_heavy_library(code: str) -> None:

@@ -19,7 +19,8 @@ from subprocess import CompletedProcess
 import numpy as np
 import pytest
 
-from latentmill.encoders.models import resolve, resolve_text
+from latentmill.encoders.models import resolve
+from latentmill.encoders.text_models import resolve_text
 from latentmill.encoders.vae import VaeSpec
 from latentmill.errors import ModelError
 from latentmill.registry import DEFAULT_TEXT_MODEL, MODELS, TEXT_MODELS
@@ -421,7 +422,7 @@ def test_a_download_is_used_and_then_found_offline(hub: ThreadingHTTPServer, pho
 def found_text(name: str, **variables: str) -> str:
     """As `resolved`, of a text encoder; what it is refused with is told too."""
     code = (
-        "from latentmill.encoders.models import resolve_text; from latentmill.errors import ModelError\n"
+        "from latentmill.encoders.text_models import resolve_text; from latentmill.errors import ModelError\n"
         f"try: model = resolve_text({name!r}); print(model.info.revision, model.folder_tokenizer.name)\n"
         "except ModelError as error: print(error)"
     )

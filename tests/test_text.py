@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 from transformers import T5EncoderModel, T5ForConditionalGeneration, T5TokenizerFast
 
 from latentmill.encoders.memory import Halving
-from latentmill.encoders.models import resolve_text
 from latentmill.encoders.text import TextEncoder, TextSpec, Tokens, load_tokenizer
+from latentmill.encoders.text_models import resolve_text
 from latentmill.errors import ModelError, SampleError
 from latentmill.records import RECOMPUTED_FLOAT32, Encoded, Sample, SampleRef
 from support import DATA

@@ -52,8 +52,8 @@ def text_features(data_info: str | Path, dest: str | Path, *, tell: Tell = quiet
 def prepare_captions(tell: Tell, **settings: Any) -> Prepared:
     """Everything that can be refused, and what will be done told, before the work. Raises LatentmillError."""
     from latentmill.encoders.device import choose_device
-    from latentmill.encoders.models import resolve_text
     from latentmill.encoders.text import TextSpec
+    from latentmill.encoders.text_models import resolve_text
 
     chosen = validated(TextFeatureSettings, settings)
     place = FolderContainer(chosen.dest / text_folder(chosen.label, chosen.suffix))

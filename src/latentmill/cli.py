@@ -198,7 +198,8 @@ def models() -> None:
     from latentmill.registry import MINI, MODELS, TEXT_MODELS
 
     def show() -> int:
-        from latentmill.encoders.models import resolve, resolve_text
+        from latentmill.encoders.models import resolve
+        from latentmill.encoders.text_models import resolve_text
 
         table = Table(box=None, pad_edge=False)
         for heading in ("name", "repository", "channels", "factor", "scale", "shift", "used by"):

@@ -70,9 +70,10 @@ def stored_reader(made_with: dict[str, Value]) -> ReaderKind | None:
 
 def model_line(info: ModelInfo) -> str:
     """A VAE's figures for a person."""
-    return f"{info.latent_channels} channels, factor {info.downscale_factor}, scaling {info.scaling_factor:g}" + (
-        f", shift {info.shift_factor:g}" if info.shift_factor is not None else ""
-    )
+    told = f"{info.latent_channels} channels, factor {info.downscale_factor}"
+    if info.scaling_factor is not None:
+        told += f", scaling {info.scaling_factor:g}"
+    return told + (f", shift {info.shift_factor:g}" if info.shift_factor is not None else "")
 
 
 def seconds_an_image(source: Source, load: Load, spec: EncoderSpec, refs: Sequence[SampleRef]) -> float:

@@ -196,7 +196,10 @@ class LatentDataset(Dataset[dict[str, Any]]):
             spread = statistics.std_sampled if self.posterior == "sample" else statistics.std
             subtract, multiply = statistics.mean, [1 / max(value, 1e-12) for value in spread]
         elif normalize == "factor":
-            subtract, multiply = [model.shift_factor or 0.0] * self.channels, [model.scaling_factor] * self.channels
+            subtract, multiply = (
+                [model.shift_factor or 0.0] * self.channels,
+                [model.scaling_factor or 1.0] * self.channels,
+            )
         else:
             subtract, multiply = [0.0] * self.channels, [1.0] * self.channels
         return torch.tensor(subtract).view(-1, 1, 1), torch.tensor(multiply).view(-1, 1, 1)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 Array = np.ndarray[Any, Any]
+NOTHING: Mapping[str, Array] = {}  # beside an array
 
 # Things about a source image that a person may not expect; counted in the summary, listed in the report.
 EXIF_ROTATED = "exif-rotated"
@@ -98,11 +99,15 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """What an encoder made of one sample: the array that a layout stores, and per-channel sums for statistics."""
+    """What an encoder made of one sample: the array that a layout stores, and per-channel sums for statistics.
+
+    beside: further arrays of the same file by name, as the pooled vector of a text.
+    """
 
     array: Array
     notes: tuple[str, ...] = ()
     sums: tuple[float, ...] = ()
+    beside: Mapping[str, Array] = field(default_factory=lambda: NOTHING)
 
 
 @dataclass(frozen=True, slots=True)

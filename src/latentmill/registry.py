@@ -3,6 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
+
+
+class Entry(Protocol):
+    """A model with a short name."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def repository(self) -> str: ...
 
 
 @dataclass(frozen=True)

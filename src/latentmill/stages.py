@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from latentmill.errors import SampleError
@@ -36,8 +36,8 @@ class EncoderSpec(Protocol):
 class Layout(Protocol):
     """What a trainer reads: the name and the bytes of each sample's file. Picklable.
 
-    kind: images, latents or text. code: describes the layout; `formats.layouts.layout_of` makes it again from that.
-    labelled: whether a `dataset.json` lies beside the data.
+    kind: images, latents, vision or text. code: describes the layout; `formats.layouts.layout_of` makes it again from
+    that. labelled: whether a `dataset.json` lies beside the data. to_bytes: takes an Encoded's `array` and `beside`.
     """
 
     @property
@@ -47,7 +47,7 @@ class Layout(Protocol):
     @property
     def labelled(self) -> bool: ...
     def name(self, number: int, key: str = "") -> str: ...
-    def to_bytes(self, array: Array) -> bytes: ...
+    def to_bytes(self, array: Array, beside: Mapping[str, Array] = ...) -> bytes: ...
     def from_bytes(self, data: bytes) -> Array: ...
 
 

@@ -169,9 +169,9 @@ def _store(
         return Outcome(item.ref, item.digest, item.notes, stage=result.stage, reason=result.reason)
     files = {}
     for output in outputs:
-        array = result.array if output.encoded and result is not None else item.array
         name = output.layout.name(item.ref.index, item.ref.key)
-        files[output.name] = sinks[output.name].write(name, output.layout.to_bytes(array))
+        encoded = result if output.encoded and result is not None else Encoded(item.array)
+        files[output.name] = sinks[output.name].write(name, output.layout.to_bytes(encoded.array, encoded.beside))
     notes = item.notes + (result.notes if result else ())
     return Outcome(item.ref, item.digest, notes, files, result.sums if result else (), geometry=item.geometry)
 

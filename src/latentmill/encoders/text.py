@@ -17,7 +17,7 @@ import numpy as np
 
 from latentmill.encoders.device import prepare_device
 from latentmill.encoders.memory import Halving
-from latentmill.encoders.models import ResolvedTextModel
+from latentmill.encoders.text_models import ResolvedTextModel
 from latentmill.errors import ModelError, SampleError
 from latentmill.records import RECOMPUTED_FLOAT32, Array, Encoded, Sample
 from latentmill.stages import Encoder

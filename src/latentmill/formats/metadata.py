@@ -37,10 +37,29 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Normalization(_Record):
+    """How latents become what a model is trained on; one form for all families.
+
+    Channels of `patch` x `patch` positions first become channels (1: they do not). Then, as diffusers' pipelines
+    have it: `scale-shift`: (z - shift_factor) * scaling_factor, without shift_factor z * scaling_factor. `per-channel`
+    (Wan, Qwen-Image) and `batch-norm` (FLUX.2, patch 2): (z - mean[c]) / std[c]; mean and std have a number for each
+    channel after patching.
+    """
+
+    kind: Literal["scale-shift", "per-channel", "batch-norm"]
+    scaling_factor: float | None = None
+    shift_factor: float | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    patch: int = 1
+
+
 class ModelInfo(_Record):
-    """The VAE. Factors as diffusers defines them: a trainer uses `(latent - shift_factor) * scaling_factor`.
+    """The VAE. `scaling_factor` and `shift_factor` as diffusers' config has them; see `normalization` for their use.
 
     config_sha256: of config.json without the keys that begin with an underscore. is_local: `name` is a folder.
+    normalization: None in datasets of the first version, whose models all have scale and shift. posterior: whether the
+    model gives a distribution, so that moments can be stored.
     """
 
     name: str
@@ -52,12 +71,17 @@ class ModelInfo(_Record):
     is_local: bool = False
     latent_channels: int
     downscale_factor: int
-    scaling_factor: float
+    scaling_factor: float | None = None
     shift_factor: float | None = None
+    normalization: Normalization | None = None
+    posterior: bool = True
 
 
 class TextModelInfo(_Record):
-    """The text encoder. tokenizer_sha256: over its files. width: D of a vector. is_local: `name` is a folder."""
+    """The text encoder. tokenizer_sha256: over its files. width: D of a vector. is_local: `name` is a folder.
+
+    subfolder: of the encoder in a pipeline's folder, where it is not `text_encoder`.
+    """
 
     name: str
     revision: str | None = None
@@ -67,6 +91,42 @@ class TextModelInfo(_Record):
     tokenizer_sha256: str
     is_local: bool = False
     width: int
+    subfolder: str | None = None
+
+
+class VisionModelInfo(_Record):
+    """The vision encoder. width: D of a token. patch_size: pixels of a patch's side. is_local: `name` is a folder.
+
+    processor_sha256: of preprocessor_config.json without the keys that begin with an underscore.
+    """
+
+    name: str
+    revision: str | None = None
+    subfolder: str | None = None
+    class_name: str
+    weights_sha256: str
+    config_sha256: str
+    processor_sha256: str
+    is_local: bool = False
+    width: int
+    patch_size: int
+
+
+class VisionInfo(_Record):
+    """The stored vision features: `patch` (N, D), row by row of the grid of patches; `pooled` (1, D); `both`
+    (1 + N, D), the pooled vector first.
+
+    grid: (height, width) in patches; null where every bucket has its own. input: how pixels were brought to the model,
+    see `encoders.vision`. input_size: (height, width) of the model's input, null where every bucket has its own.
+    """
+
+    tokens: Literal["patch", "pooled", "both"]
+    input: str
+    input_size: tuple[int, int] | None
+    grid: tuple[int, int] | None
+    width: int
+    dtype: str
+    compute_dtype: str
 
 
 class LatentInfo(_Record):
@@ -113,6 +173,8 @@ class TextInfo(_Record):
     compute_dtype: str
     empty: str
     empty_digest: str = ""
+    pooled_width: int | None = None  # of `pooled` beside the features; None where there is none
+    settings: dict[str, Value] = {}  # of the encoder: hidden layer, prefix or template; see `encoders.text`
 
 
 class Statistics(_Record):
@@ -140,7 +202,7 @@ class Metadata(_Record):
     """`latentmill.json`. No time and no path in it (but the model's, as given): the same work, the same bytes."""
 
     format: Literal["latentmill/1"] = "latentmill/1"
-    kind: Literal["images", "latents", "text"]
+    kind: Literal["images", "latents", "text", "vision"]
     layout: str = ""  # code of the layout; "" in what the first version made
     counts: Counts
     image_size: tuple[int, int] | None = None
@@ -149,6 +211,8 @@ class Metadata(_Record):
     model: ModelInfo | None = None
     text: TextInfo | None = None
     text_model: TextModelInfo | None = None
+    vision: VisionInfo | None = None
+    vision_model: VisionModelInfo | None = None
     statistics: Statistics | None = None
     classes: list[str] | None = None
     notes: dict[str, int] = {}

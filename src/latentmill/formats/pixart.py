@@ -11,7 +11,7 @@ import posixpath
 import re
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,7 +22,7 @@ from latentmill.files import printable
 from latentmill.formats.metadata import WORK_FOLDER
 from latentmill.formats.payload import npy_array, npy_bytes
 from latentmill.formats.stored_zip import directory_entry, end_records, local_header
-from latentmill.records import Array
+from latentmill.records import NOTHING, Array
 
 ReaderKind = Literal["multi", "single"]
 EMPTY_CAPTION = "latentmill-empty.npz"  # of text features: those of the empty caption
@@ -125,7 +125,7 @@ class PixArtLatents:
     def name(self, number: int, key: str = "") -> str:
         return feature_name(key, self.reader, ".npy")
 
-    def to_bytes(self, array: Array) -> bytes:
+    def to_bytes(self, array: Array, beside: Mapping[str, Array] = NOTHING) -> bytes:
         return npy_bytes(array)
 
     def from_bytes(self, data: bytes) -> Array:
@@ -152,7 +152,7 @@ class PixArtText:
     def name(self, number: int, key: str = "") -> str:
         return feature_name(key, self.reader, ".npz")
 
-    def to_bytes(self, array: Array) -> bytes:
+    def to_bytes(self, array: Array, beside: Mapping[str, Array] = NOTHING) -> bytes:
         """float16 (L, D), the real tokens -> a file."""
         real = len(array)
         length = self.padded or real

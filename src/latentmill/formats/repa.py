@@ -7,11 +7,12 @@ The number is in 8 digits, its folder the first 5 of them. `dataset.json` beside
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from latentmill.errors import ConfigError
 from latentmill.formats.payload import npy_array, npy_bytes, png_bytes, png_pixels
-from latentmill.records import Array
+from latentmill.records import NOTHING, Array
 
 MAX_IMAGES = 100_000_000  # names have 8 digits
 _CONVERTED_IMAGE = re.compile(r"(\d{5})/img(\d{8})\.png")
@@ -35,7 +36,7 @@ class ImageLayout:
     def name(self, number: int, key: str = "") -> str:
         return f"{_chunk(number)}/img{number:08d}.png"
 
-    def to_bytes(self, array: Array) -> bytes:
+    def to_bytes(self, array: Array, beside: Mapping[str, Array] = NOTHING) -> bytes:
         return png_bytes(array)
 
     def from_bytes(self, data: bytes) -> Array:
@@ -62,7 +63,7 @@ class LatentLayout:
         prefix = {"moments": "mean-std", "mean": "mean", "sample": "sample"}[self.statistic]
         return f"{_chunk(number)}/img-{prefix}-{number:08d}.npy"
 
-    def to_bytes(self, array: Array) -> bytes:
+    def to_bytes(self, array: Array, beside: Mapping[str, Array] = NOTHING) -> bytes:
         return npy_bytes(array)
 
     def from_bytes(self, data: bytes) -> Array:
