@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,10 +32,22 @@ class FakeTextSpec:
     dtype: str
     max_length: int
     threads: int
+    pooled_width = None
+    has_features = True
+    overhead = 0
 
     @property
     def width(self) -> int:
         return WIDTH
+
+    def described(self) -> dict[str, Any]:
+        return {}
+
+    def lengths(self, captions: Sequence[str]) -> list[int]:
+        return [len(tokens.ids) for tokens in self.tokenize(captions)]
+
+    def close(self) -> None:
+        pass
 
     def tokenize(self, captions: Sequence[str]) -> list[text.Tokens]:
         return [self._tokens(caption.split()) for caption in captions]
@@ -59,8 +72,14 @@ def _features(ids: Array) -> Array:
     return np.stack([ids, place, np.full(len(ids), len(ids)), ids * place % 7], axis=1).astype(np.float16)
 
 
+def _fake_spec(name: str, *, max_length: int | None = None, **settings: Any) -> FakeTextSpec:
+    dtype, threads = settings.get("dtype", "float32"), settings.get("threads", 1)
+    return FakeTextSpec(ResolvedTextModel(Path(), Path(), _INFO), "cpu", dtype, max_length or 300, threads)
+
+
 def install(replace: Callable[[object, str, object], None] = setattr) -> None:
     """Let every text job of this process use it, whatever its model is called."""
     replace(device, "choose_device", lambda name: "cpu")
-    replace(text_models, "resolve_text", lambda name, revision: ResolvedTextModel(Path(), Path(), _INFO))
+    replace(text_models, "resolve_text", lambda *arguments, **named: ResolvedTextModel(Path(), Path(), _INFO))
     replace(text, "TextSpec", FakeTextSpec)
+    replace(text, "text_spec", _fake_spec)

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from latentmill.caption_features import text_features
+from latentmill.features import image_features, text_features
 from latentmill.outcome import Result
-from latentmill.vae_features import image_features
 from support import contents, identity
 
 SIZES = [(64, 64), (48, 80), (64, 60)]  # (height, width): two buckets of the grid

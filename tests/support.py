@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from latentmill.formats.containers import container
 from latentmill.formats.repa import ImageLayout, LatentLayout
 from latentmill.loading import ImageLoad
 from latentmill.planning import ShardSize, write_plan
+from latentmill.records import Progress, ShardReport
 from latentmill.sources.images import ImageSource
-from latentmill.worker import Output, Task
+from latentmill.worker import Output, Part, Task, Unit, run_units
 
 DATA = Path(__file__).parent / "data"
 PHOTOS = DATA / "photos"
@@ -206,4 +207,18 @@ def task_for(photos: Path, *places: Path, load: Any = None, encoder: Any = None,
     if encoder is not None:
         outputs.insert(0, Output("latents", LatentLayout(), containers[0], encoded=True))
     load = load or ImageLoad("none", (32, 32), "ignore", "drop", (32, 32))
-    return Task(plan, source, load, encoder, tuple(outputs), **{"load_threads": 2, **settings})
+    part = Part(plan, source, load, encoder, tuple(outputs), batch_size)
+    return Task((part,), settings.get("load_threads", 2))
+
+
+Event = Progress | ShardReport
+
+
+def run_shards(
+    task: Task,
+    shards: Iterable[int],
+    emit: Callable[[Event], None],
+    run: Callable[[Task, list[Unit], Callable[[int, Event], None]], None] = run_units,
+) -> None:
+    """Run shards of a task of one part, each a unit of its own."""
+    run(task, [((shard,),) for shard in shards], lambda part, event: emit(event))

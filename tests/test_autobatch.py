@@ -15,9 +15,9 @@ from latentmill.encoders.fake import FakeSpec
 from latentmill.encoders.models import resolve
 from latentmill.encoders.vae import VaeSpec
 from latentmill.errors import ModelError, SampleError
+from latentmill.features import image_features
 from latentmill.outcome import Event, Result
 from latentmill.records import SMALLER_BATCH, TILED, Encoded, Sample
-from latentmill.vae_features import image_features
 from support import TINY_VAE, make_photos
 
 SIZE = (16, 24)

@@ -23,8 +23,6 @@ CAPTIONS = st.lists(st.one_of(st.none(), st.text("ab ", max_size=9)), max_size=4
 
 def cut(how: Batching, refs: Iterable[SampleRef]) -> list[list[SampleRef]]:
     """The batches, as a plan makes them."""
-    if how.sorts:
-        refs = sorted(refs, key=lambda ref: (how.key(ref), ref.index))
     batches: list[list[SampleRef]] = []
     for ref, first in how.cut(refs):
         if first:
@@ -112,9 +110,17 @@ def test_a_batch_holds_one_bucket(images: list[tuple[tuple[int, int] | None, str
         for batch in batches
     ]
     assert all(len(shape) == 1 for shape in shapes)
-    for batch, shape, next_shape in zip(batches, shapes, [*shapes[1:], None], strict=False):
-        assert len(batch) == size or (len(batch) < size and shape != next_shape)
+    for number, (batch, shape) in enumerate(zip(batches, shapes, strict=True)):
+        assert len(batch) == size or (len(batch) < size and shape not in shapes[number + 1 :])
         assert [ref.index for ref in batch] == sorted(ref.index for ref in batch)
+
+
+def test_few_images_wait_for_company_and_batches_come_as_they_are_completed() -> None:
+    sizes = [(1, 1), (1, 2), (1, 1), (2, 1), (1, 1), (1, 2), (1, 2)]
+    refs = [SampleRef(number, str(number), "", size=pair) for number, pair in enumerate(sizes)]
+    assert [[ref.index for ref in batch] for batch in cut(ByBucket(3, bucket_of), refs)] == [[0, 2, 4], [1, 5, 6], [3]]
+    few = ByBucket(3, bucket_of, waiting=2 * 64 * 64)
+    assert [[ref.index for ref in batch] for batch in cut(few, refs)] == [[0, 2], [1], [3], [4], [5, 6]]
 
 
 @given(st.integers(0, 30), st.integers(1, 9))

@@ -18,8 +18,8 @@ import pytest
 import latentmill
 from feature_jobs import FOLDERS, Data, held, identities, index, run_text
 from latentmill.encoders.text import TextEncoder, TextSpec
+from latentmill.features import image_features
 from latentmill.formats.pixart import EMPTY_CAPTION, PixArtText
-from latentmill.vae_features import image_features
 from support import CAN_FORK, DATA, TINY_VAE, command_of_small_shards, identity, kill_when, ledger
 
 TINY_T5 = DATA / "models" / "tiny-t5"
@@ -51,7 +51,7 @@ def rows_computed(monkeypatch: pytest.MonkeyPatch) -> list[list[bytes]]:
         return forward(self, model, rows)
 
     monkeypatch.setattr(TextEncoder, "_forward", spy)
-    monkeypatch.setattr("latentmill.caption_features._seconds_a_token", lambda spec, refs: 1e-4)
+    monkeypatch.setattr("latentmill.outputs.captions._seconds_a_token", lambda spec, refs: 1e-4)
     return forwards
 
 

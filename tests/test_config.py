@@ -8,19 +8,19 @@ from typing import Any
 import pytest
 
 from latentmill import api
-from latentmill.config import ConvertSettings, DecodeSettings, EncodeSettings, FailureLimit, validated
+from latentmill.config import DecodeSettings, FailureLimit, LatentSettings, PixelSettings, validated
 from latentmill.errors import ConfigError
 from support import cli
 
 PLACES = {"source": "photos", "dest": "out"}
 
 
-def convert_settings(**values: Any) -> ConvertSettings:
-    return validated(ConvertSettings, {**PLACES, **values})
+def convert_settings(**values: Any) -> PixelSettings:
+    return validated(PixelSettings, {**PLACES, **values})
 
 
-def encode_settings(**values: Any) -> EncodeSettings:
-    return validated(EncodeSettings, {**PLACES, **values})
+def encode_settings(**values: Any) -> LatentSettings:
+    return validated(LatentSettings, {**PLACES, **values})
 
 
 @pytest.mark.parametrize("given", ["256x128", "256,128", (256, 128), [256, 128]])

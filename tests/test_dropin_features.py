@@ -15,8 +15,8 @@ import typer
 from filelock import FileLock
 
 from latentmill import dropin_features
+from latentmill.features import image_features
 from latentmill.formats.metadata import index_rows
-from latentmill.vae_features import image_features
 from pixart_reader import (
     GOLDEN,
     NESTED,

@@ -13,14 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from latentmill.caption_features import text_features
 from latentmill.errors import LatentmillError, SampleError, SourceError
+from latentmill.features import image_features, text_features
 from latentmill.formats.metadata import Metadata, index_rows
 from latentmill.outcome import Result
 from latentmill.records import SampleRef
 from latentmill.sources.features import FeatureImages
 from latentmill.sources.headers import HeaderFault, ImageHeader, read_header
-from latentmill.vae_features import image_features
 from pixart_reader import TINY_T5, Photos, distance, in_process
 from support import PHOTOS, contents, identity
 

@@ -12,10 +12,9 @@ import pytest
 from PIL import Image
 
 from latentmill import features
-from latentmill.caption_features import text_features
+from latentmill.features import image_features, text_features
 from latentmill.formats.metadata import index_rows
 from latentmill.outcome import Result
-from latentmill.vae_features import image_features
 from pixart_reader import (
     GOLDEN,
     NESTED,

@@ -371,8 +371,9 @@ def test_a_lost_file_is_made_again_by_the_next_update(photos: Path, tmp_path: Pa
     result = latentmill.encode(photos, dest, **ENCODE, images=images)
     assert result.changes is not None and result.changes.compute == 1 and result.changes.keep == 10
     assert not latentmill.verify(dest, images).problems
-    latentmill.encode(photos, tmp_path / "fresh", **ENCODE, images=tmp_path / "fresh-img")
-    assert contents(dest) == contents(tmp_path / "fresh") and contents(images) == contents(tmp_path / "fresh-img")
+    fresh = tmp_path / "fresh"
+    latentmill.encode(photos, fresh / "out", **ENCODE, images=fresh / "img")
+    assert contents(dest) == contents(fresh / "out") and contents(images) == contents(fresh / "img")
 
 
 def test_a_changed_file_is_mended_by_a_check_of_the_digests(photos: Path, tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_the_mean_is_normalised_as_asked(root: Path, normalize: str) -> None:
 def test_a_shift_factor_is_subtracted_before_scaling(root: Path, tmp_path: Path) -> None:
     shutil.copytree(root / "vae-sd", tmp_path / "shifted")
     metadata = metadata_of(root)
-    metadata["model"] |= {"shift_factor": 0.5, "scaling_factor": 2.0}
+    metadata["model"] |= {"shift_factor": 0.5, "scaling_factor": 2.0, "normalization": None}
     (tmp_path / "shifted" / "latentmill.json").write_text(json.dumps(metadata))
     found = latentmill.load(tmp_path / "shifted", posterior="mean")[3]["latent"]
     assert np.allclose(found.numpy(), (moments_of(root)[3, :4] - 0.5) * 2, atol=1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from subprocess import CompletedProcess
 
+import diffusers
 import numpy as np
 import pytest
 
@@ -41,13 +43,63 @@ def refusal(name: object, **options: str) -> str:
 
 
 def test_short_names_are_what_trainers_use() -> None:
-    assert {name: entry.repository for name, entry in MODELS.items()} == {
-        "sd-vae-ft-mse": "stabilityai/sd-vae-ft-mse",
-        "sd-vae-ft-ema": "stabilityai/sd-vae-ft-ema",
-        "sdxl-vae-fp16-fix": "madebyollin/sdxl-vae-fp16-fix",
+    hub = {name: (entry.repository, entry.subfolder) for name, entry in MODELS.items()}
+    assert hub == {
+        "sd-vae-ft-mse": ("stabilityai/sd-vae-ft-mse", None),
+        "sd-vae-ft-ema": ("stabilityai/sd-vae-ft-ema", None),
+        "sdxl-vae-fp16-fix": ("madebyollin/sdxl-vae-fp16-fix", None),
+        "sdxl-vae": ("stabilityai/sdxl-vae", None),
+        "sd3": ("stabilityai/stable-diffusion-3-medium-diffusers", "vae"),
+        "flux.1": ("black-forest-labs/FLUX.1-dev", "vae"),
+        "flux.2": ("black-forest-labs/FLUX.2-dev", "vae"),
+        "dc-ae-f32c32": ("mit-han-lab/dc-ae-f32c32-sana-1.1-diffusers", None),
+        "taesd": ("madebyollin/taesd", None),
+        "taesdxl": ("madebyollin/taesdxl", None),
+        "taesd3": ("madebyollin/taesd3", None),
+        "taef1": ("madebyollin/taef1", None),
+        "qwen-image": ("Qwen/Qwen-Image", "vae"),
+        "wan2.1": ("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "vae"),
     }
-    assert [entry.scaling_factor for entry in MODELS.values()] == [0.18215, 0.18215, 0.13025]
-    assert {(entry.latent_channels, entry.downscale_factor) for entry in MODELS.values()} == {(4, 8)}
+
+
+def test_figures_of_short_names_are_what_trainers_use() -> None:
+    scales = {entry.name: (entry.scaling_factor, entry.shift_factor) for entry in MODELS.values()}
+    assert [scales[name] for name in ("sd-vae-ft-mse", "sd-vae-ft-ema")] == [(0.18215, None)] * 2
+    assert [scales[name] for name in ("sdxl-vae-fp16-fix", "sdxl-vae")] == [(0.13025, None)] * 2
+    assert [scales[name] for name in ("sd3", "flux.1")] == [(1.5305, 0.0609), (0.3611, 0.1159)]
+    assert scales["dc-ae-f32c32"] == (0.41407, None)
+    sizes = {entry.name: (entry.latent_channels, entry.pixel_multiple) for entry in MODELS.values()}
+    assert {name for name, size in sizes.items() if size == (4, 8)} == {
+        *("sd-vae-ft-mse", "sd-vae-ft-ema", "sdxl-vae-fp16-fix", "sdxl-vae", "taesd", "taesdxl"),
+    }
+    assert (sizes["flux.2"], sizes["dc-ae-f32c32"]) == ((32, 16), (32, 32))
+    for name, class_ in (("flux.2", "AutoencoderKLFlux2"), ("qwen-image", "AutoencoderKLQwenImage")):
+        defaults = inspect.signature(getattr(diffusers, class_)).parameters
+        key = "z_dim" if "z_dim" in defaults else "latent_channels"
+        assert MODELS[name].latent_channels == defaults[key].default
+    assert {entry.name for entry in MODELS.values() if not entry.posterior} == {
+        *("dc-ae-f32c32", "taesd", "taesdxl", "taesd3", "taef1"),
+    }
+
+
+def test_a_short_name_brings_its_subfolder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The metadata names repository and subfolder, by which `decode` finds the model again."""
+    asked = []
+
+    def download(repository: str, revision: str | None, wanted: list[str]) -> Path:
+        asked.append((repository, next(Path(name).parent.as_posix() for name in wanted)))
+        return snapshot
+
+    monkeypatch.setattr("latentmill.encoders.models.download", download)
+    snapshot = tmp_path / "0123abc"
+    copied(snapshot / "vae")
+    copied(snapshot / "other")
+    found = resolve("sd3")
+    assert found.folder == snapshot / "vae"
+    assert (found.info.name, found.info.subfolder) == (MODELS["sd3"].repository, "vae")
+    assert resolve(found.info.name, found.info.revision, found.info.subfolder) == found
+    assert resolve("sd3", subfolder="other").folder == snapshot / "other"
+    assert asked == [(MODELS["sd3"].repository, folder) for folder in ("vae", "vae", "other")]
 
 
 def test_a_folder_is_described_by_its_config() -> None:
@@ -159,7 +211,7 @@ def text_refusal(name: object) -> str:
 
 def test_short_names_of_text_encoders() -> None:
     assert TEXT_MODELS[DEFAULT_TEXT_MODEL].repository == "PixArt-alpha/pixart_sigma_sdxlvae_T5_diffusers"
-    assert {entry.width for entry in TEXT_MODELS.values()} == {4096}
+    assert {TEXT_MODELS[name].width for name in (DEFAULT_TEXT_MODEL, "t5-v1_1-xxl")} == {4096}
     message = text_refusal("pixart-sigma")
     assert "no model is called 'pixart-sigma'" in message
     assert "Did you mean pixart-sigma-t5?" in message
@@ -202,9 +254,7 @@ def test_folders_that_are_no_text_encoder_say_what_is_missing(tmp_path: Path) ->
     assert "no weights: it needs model.safetensors" in text_refusal(weightless)
     (weightless / "text_encoder" / "pytorch_model.bin").write_bytes(b"\x80\x04cos\nsystem\n(S'false'\ntR.")
     assert "only pickled weights, which latentmill never loads" in text_refusal(weightless)
-    assert "is a clip_text_model; captions are encoded with a T5EncoderModel" in text_refusal(
-        copied_t5("c", model_type="clip_text_model")
-    )
+    assert "is a bert; captions are encoded with a T5EncoderModel" in text_refusal(copied_t5("c", model_type="bert"))
     assert "is a AutoencoderKL" in text_refusal(TINY_VAE)
     assert "lacks d_model" in text_refusal(copied_t5("d", d_model=None))
     bare = copied_t5("e", "tokenizer/spiece.model", "tokenizer/tokenizer.json")

@@ -202,6 +202,38 @@ def test_a_large_trimmed_file_is_stored_and_a_trainer_reads_it(tmp_path: Path) -
         assert file["caption_feature"].shape == (1, 200, 4096)
 
 
+@pytest.mark.parametrize("padded", [None, 30])
+def test_a_pooled_vector_lies_beside_the_features(padded: int | None) -> None:
+    layout, pooled = PixArtText("multi", padded, 20), vectors(1, 20, seed=1)[0]
+    data = layout.to_bytes(vectors(9), {"pooled": pooled})
+    with np.load(io.BytesIO(data)) as file:
+        assert (file["pooled"].dtype, file["pooled"].shape) == (np.float16, (1, 20))
+        assert {name: file[name].shape[:2] for name in ("caption_feature", "attention_mask")} == {
+            "caption_feature": (1, padded or 9),
+            "attention_mask": (1, padded or 9),
+        }
+    features, found = layout.both_of(data)
+    np.testing.assert_array_equal(features, vectors(9))
+    np.testing.assert_array_equal(found, pooled)
+    np.testing.assert_array_equal(layout.from_bytes(data), vectors(9))
+    with pytest.raises(ValueError, match=r"pooled float16 \(1, 20\), not float16 \(1, 21\)"):
+        PixArtText("multi", padded, 21).from_bytes(data)
+    with pytest.raises(ValueError, match="pooled not there"):
+        layout.from_bytes(PixArtText("multi", padded).to_bytes(vectors(9)))
+
+
+def test_a_file_of_a_pooled_vector_alone() -> None:
+    layout = PixArtText("multi", None, 20, features=False)
+    data = layout.to_bytes(vectors(1, 20))
+    with np.load(io.BytesIO(data)) as file:
+        assert file.files == ["pooled"]
+    array, pooled = layout.both_of(data)
+    np.testing.assert_array_equal(array, vectors(1, 20))
+    np.testing.assert_array_equal(pooled, vectors(1, 20)[0])
+    with pytest.raises(ValueError, match="pooled not there"):
+        layout.from_bytes(PixArtText("multi").to_bytes(vectors(9)))
+
+
 # codes
 
 
@@ -210,6 +242,8 @@ def test_a_large_trimmed_file_is_stored_and_a_trainer_reads_it(tmp_path: Path) -
     [
         *(PixArtLatents(kind) for kind in ("multi", "single")),
         *(PixArtText(kind, padded) for kind in ("multi", "single") for padded in (None, 120)),
+        *(PixArtText("multi", padded, 768) for padded in (None, 120)),
+        PixArtText("single", None, 768, features=False),
         *(LatentLayout(statistic) for statistic in ("moments", "mean", "sample")),
         ImageLayout(),
     ],
@@ -218,7 +252,18 @@ def test_a_code_tells_the_whole_layout(layout: Layout) -> None:
     assert layout_of(layout.code) == layout
 
 
-@pytest.mark.parametrize("code", ["", "pixart", "pixart/latents/multi/padded-3", "repa/latents/x", "webdataset/1"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "",
+        "pixart",
+        "pixart/text/multi/pooled-",
+        "pixart/text/multi-only",
+        "pixart/latents/multi/padded-3",
+        "repa/latents/x",
+        "webdataset/1",
+    ],
+)
 def test_an_unknown_code_is_refused(code: str) -> None:
     with pytest.raises(SourceError, match="a layout that this version does not know"):
         layout_of(code)

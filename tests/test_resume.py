@@ -161,7 +161,7 @@ def test_shards_are_sized_by_measured_speed_so_that_a_kill_costs_little(
 ) -> None:
     source, dest = tmp_path / "photos", tmp_path / "out"
     make_photos(source, 60)
-    monkeypatch.setattr("latentmill.api.seconds_an_image", lambda *arguments: seconds)
+    monkeypatch.setattr("latentmill.outputs.latents.seconds_an_image", lambda *arguments: seconds)
 
     def stop(event: Event) -> None:
         if event.kind == "progress":
@@ -172,7 +172,7 @@ def test_shards_are_sized_by_measured_speed_so_that_a_kill_costs_little(
     plan = json.loads(next(dest.glob(".latentmill/plan-*/plan.json")).read_text())
     assert plan["shards"][0][1] == images  # whole batches, 20 seconds of work or one batch
     assert sum(count for _, count in plan["shards"]) == 60
-    monkeypatch.setattr("latentmill.api.seconds_an_image", lambda *arguments: 1e-6)
+    monkeypatch.setattr("latentmill.outputs.latents.seconds_an_image", lambda *arguments: 1e-6)
     assert latentmill.encode(source, dest, **ENCODE).computed == 60  # by the same plan
 
 

@@ -15,24 +15,33 @@ import pytest
 
 import latentmill
 from latentmill.errors import LatentmillError
-from latentmill.loading import ImageLoad
+from latentmill.loading import Decoded, ImageLoad
 from latentmill.records import Progress, Sample, SampleRef, ShardReport
 from latentmill.runners.local import run_local
-from latentmill.worker import Emit, Task
+from latentmill.worker import Emit, Task, Unit
 from support import (
     CAN_FORK,
+    Event,
     cli,
     command_of_small_shards,
     contents,
     descendants,
     ledger,
     make_photos,
+    run_shards,
     running,
     task_for,
     wait_until,
 )
 
-RUNNERS: dict[str, Callable[[Task, Sequence[int], int, Emit], None]] = {"local": run_local}
+RUNNERS: dict[str, Callable[[Task, Sequence[Unit], int, Emit], None]] = {"local": run_local}
+
+
+def run(task: Task, shards: Sequence[int], workers: int, emit: Callable[[Event], None], runner: str = "local") -> None:
+    """Run shards of a task of one part with so many workers."""
+    run_shards(task, shards, emit, lambda task, units, emit: RUNNERS[runner](task, units, workers, emit))
+
+
 STARTS = [method for method in ("fork", "spawn") if method in multiprocessing.get_all_start_methods()]
 
 
@@ -44,7 +53,7 @@ def start(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
 
 def outcome_rows(task: Task) -> list[list[object]]:
     """The ledger without its seconds."""
-    entries = sorted((task.plan.folder / "shards").glob("*.jsonl"))
+    entries = sorted((task.parts[0].plan.folder / "shards").glob("*.jsonl"))
     found = []
     for entry in entries:
         report, *rows = map(json.loads, entry.read_text().splitlines())
@@ -60,7 +69,7 @@ def test_every_number_of_workers_gives_the_same_bytes(photos: Path, tmp_path: Pa
         dest = tmp_path / str(workers)
         task = task_for(photos, dest)
         events: list[Progress | ShardReport] = []
-        RUNNERS[runner](task, range(len(task.plan.shards)), workers, events.append)
+        run(task, range(len(task.parts[0].plan.shards)), workers, events.append, runner)
         reports = [event for event in events if isinstance(event, ShardReport)]
         assert sorted(report.shard for report in reports) == [0, 1, 2, 3]
         assert sum(event.done for event in events if isinstance(event, Progress)) == 13
@@ -75,8 +84,8 @@ def test_every_number_of_workers_gives_the_same_bytes(photos: Path, tmp_path: Pa
 def test_only_the_shards_asked_for_are_run(photos: Path, tmp_path: Path, runner: str) -> None:
     for workers in (1, 2):
         task = task_for(photos, tmp_path / str(workers))
-        RUNNERS[runner](task, [2, 0], workers, lambda event: None)
-        assert task.plan.done() == [0, 2]
+        run(task, [2, 0], workers, lambda event: None, runner)
+        assert task.parts[0].plan.done() == [0, 2]
 
 
 @pytest.mark.parametrize("dest", ["out", "out.zip"])
@@ -103,19 +112,19 @@ def test_loading_threads_change_no_latent(photos: Path, tmp_path: Path, dest: st
 class ExitLoad(ImageLoad):
     """Ends its process at one photo."""
 
-    def __call__(self, ref: SampleRef, data: bytes) -> Sample | None:
+    def __call__(self, ref: SampleRef, decoded: Decoded) -> Sample | None:
         if ref.index == 5:
             os._exit(7)
-        return super().__call__(ref, data)
+        return super().__call__(ref, decoded)
 
 
 class FaultyLoad(ImageLoad):
     """Fails at one photo in a way that nobody foresaw."""
 
-    def __call__(self, ref: SampleRef, data: bytes) -> Sample | None:
+    def __call__(self, ref: SampleRef, decoded: Decoded) -> Sample | None:
         if ref.index == 5:
             raise ZeroDivisionError("nobody foresaw this")
-        return super().__call__(ref, data)
+        return super().__call__(ref, decoded)
 
 
 LOAD = ("none", (32, 32), "ignore", "drop", (32, 32))
@@ -124,14 +133,14 @@ LOAD = ("none", (32, 32), "ignore", "drop", (32, 32))
 def test_a_worker_that_ends_by_itself(photos: Path, tmp_path: Path, start: str) -> None:
     task = task_for(photos, tmp_path / "out", load=ExitLoad(*LOAD))
     with pytest.raises(LatentmillError, match="ended with exit code 7"):
-        run_local(task, range(3), 2, lambda event: None)
+        run(task, range(3), 2, lambda event: None)
     assert not multiprocessing.active_children()
 
 
 def test_a_fault_in_a_worker_comes_with_its_traceback(photos: Path, tmp_path: Path, start: str) -> None:
     task = task_for(photos, tmp_path / "out", load=FaultyLoad(*LOAD))
     with pytest.raises(RuntimeError, match="nobody foresaw this") as caught:
-        run_local(task, range(3), 2, lambda event: None)
+        run(task, range(3), 2, lambda event: None)
     assert "in __call__" in str(caught.value)
     assert not multiprocessing.active_children()
 
@@ -143,7 +152,7 @@ def test_a_listener_that_fails_stops_the_workers(photos: Path, tmp_path: Path, s
     task = task_for(photos, tmp_path / "out")
     for workers in (1, 2):
         with pytest.raises(LatentmillError, match="enough"):
-            run_local(task, range(3), workers, emit)
+            run(task, range(3), workers, emit)
     assert not multiprocessing.active_children()
 
 

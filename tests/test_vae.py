@@ -21,10 +21,10 @@ from latentmill.encoders import vae as encoders_vae
 from latentmill.encoders.models import resolve
 from latentmill.encoders.vae import DecoderSpec, VaeSpec, choose_device, prepare_device, to_input
 from latentmill.errors import ModelError, SampleError
+from latentmill.features import image_features
 from latentmill.formats.metadata import index_rows
 from latentmill.outcome import Result
 from latentmill.records import RECOMPUTED_FLOAT32, SMALLER_BATCH, TILED, Encoded, Sample, SampleRef
-from latentmill.vae_features import image_features
 from latentmill.verification import verify
 from support import PHOTOS, TINY_VAE, cli
 

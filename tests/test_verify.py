@@ -16,14 +16,13 @@ from PIL import Image
 
 import fake_text
 import latentmill
-from latentmill.caption_features import text_features
 from latentmill.errors import LatentmillError, SettingsChangedError, SourceError
+from latentmill.features import image_features, text_features
 from latentmill.files import digest, digest_lines
 from latentmill.formats.metadata import _sealed
 from latentmill.formats.payload import npy_bytes
 from latentmill.formats.pixart import EMPTY_CAPTION, PixArtLatents, PixArtText
 from latentmill.records import Array
-from latentmill.vae_features import image_features
 from support import cli, make_photos
 
 CROP = {"transform": "center-crop-dhariwal", "resolution": "32x32"}

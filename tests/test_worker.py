@@ -14,10 +14,9 @@ from PIL import Image
 import latentmill
 from latentmill.encoders.fake import FakeSpec
 from latentmill.errors import SampleError
-from latentmill.loading import ImageLoad
+from latentmill.loading import Decoded, ImageLoad
 from latentmill.records import Encoded, Progress, Sample, SampleRef, ShardReport
-from latentmill.worker import run_shards
-from support import contents, task_for, wait_until
+from support import contents, run_shards, task_for, wait_until
 
 LOAD = ImageLoad("none", (32, 32), "ignore", "drop", (32, 32))
 
@@ -55,7 +54,7 @@ def test_every_image_is_stored_or_skipped_or_rejected_and_on_record(photos: Path
     load = ImageLoad("center-crop-wide", (32, 16), "ignore", "drop", (32, 32))
     task = task_for(photos, tmp_path / "out", load=load)
     events: list[Progress | ShardReport] = []
-    run_shards(task, range(len(task.plan.shards)), events.append)
+    run_shards(task, range(len(task.parts[0].plan.shards)), events.append)
     rows = ledger_rows(tmp_path / "out")
     assert [row["index"] for row in rows] == list(range(15))
     by_key = {str(row["key"]): row for row in rows}
@@ -76,7 +75,7 @@ def test_batches_are_those_of_the_plan_however_many_threads_load(photos: Path, t
         encoder = Encoder()
         task = task_for(photos, tmp_path / f"o{threads}", tmp_path / f"i{threads}", encoder=encoder, batch_size=3,
                         load_threads=threads, shard_size=5)  # fmt: skip
-        run_shards(task, range(len(task.plan.shards)), lambda event: None)
+        run_shards(task, range(len(task.parts[0].plan.shards)), lambda event: None)
         assert encoder.batches == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
 
 
@@ -130,7 +129,7 @@ def test_a_shard_that_fails_leaves_nothing_and_the_one_before_stays(photos: Path
     task = task_for(photos, latents, images, encoder=Broken())
     with pytest.raises(MemoryError):
         run_shards(task, range(3), lambda event: None)
-    assert task.plan.done() == [0]
+    assert task.parts[0].plan.done() == [0]
     assert data(latents) == {f"00000/img-mean-std-{n:08d}.npy" for n in range(4)}
     assert data(images) == {f"00000/img{n:08d}.png" for n in range(4)}
     assert not list(tmp_path.rglob("stage/*"))
@@ -144,7 +143,7 @@ def test_a_listener_that_stops_the_run_leaves_nothing_half_done(photos: Path, tm
     task = task_for(photos, tmp_path / "out")
     with pytest.raises(KeyboardInterrupt):
         run_shards(task, range(3), emit)
-    assert task.plan.done() == []
+    assert task.parts[0].plan.done() == []
     assert data(tmp_path / "out") == set()
     assert not list(tmp_path.rglob("stage/*"))
 
@@ -169,8 +168,10 @@ class CountingLoad:
     def __init__(self) -> None:
         self.count, self.lock = 0, threading.Lock()
 
-    def __call__(self, ref: SampleRef, data: bytes) -> Sample | None:
-        sample = LOAD(ref, data)
+    decode = LOAD.decode
+
+    def __call__(self, ref: SampleRef, decoded: Decoded) -> Sample | None:
+        sample = LOAD(ref, decoded)
         with self.lock:
             self.count += 1
         return sample

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby, islice
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from latentmill.records import SampleRef
 
+_WAITING_PIXELS = 1 << 28  # 800 MB of pixels
 _MAX_COPIES = 1024  # captions in a batch, equal ones included: a shard's outcomes are held
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -23,9 +24,6 @@ class ByCount:
     size: int
     sorts = False
 
-    def key(self, ref: SampleRef) -> tuple[Any, ...]:
-        return ()
-
     def cut(self, refs: Iterable[SampleRef]) -> Iterator[tuple[SampleRef, bool]]:
         for position, ref in enumerate(refs):
             yield ref, position % self.size == 0
@@ -36,18 +34,34 @@ class ByCount:
 
 @dataclass(frozen=True)
 class ByBucket:
-    """Batches of at most `size` samples of one bucket; `bucket_of` a source size, both (height, width)."""
+    """Batches of at most `size` samples of one bucket; `bucket_of` a source size, both (height, width).
+
+    Batches come in the order in which the listing completes them, so that a pass in the listing's order holds few
+    images that wait for company: at most `waiting` pixels of them; then the batch that began first is closed.
+    """
 
     size: int
     bucket_of: Callable[[tuple[int, int]], tuple[int, int]]
+    waiting: int = _WAITING_PIXELS
     sorts = True
 
-    def key(self, ref: SampleRef) -> tuple[Any, ...]:
-        return self.bucket_of(ref.size) if ref.size and not (ref.fault or ref.skip) else ()
+    def _bucket(self, ref: SampleRef) -> tuple[int, int]:
+        return self.bucket_of(ref.size) if ref.size and not (ref.fault or ref.skip) else (0, 0)
 
     def cut(self, refs: Iterable[SampleRef]) -> Iterator[tuple[SampleRef, bool]]:
-        for _, group in groupby(refs, key=self.key):
-            yield from ByCount(self.size).cut(group)
+        filling: dict[tuple[int, int], list[SampleRef]] = {}
+        pixels = 0
+        for ref in refs:
+            bucket = self._bucket(ref)
+            filling.setdefault(bucket, []).append(ref)
+            pixels += bucket[0] * bucket[1]
+            while len(filling.get(bucket, ())) == self.size or pixels > self.waiting:
+                closed = bucket if len(filling.get(bucket, ())) == self.size else next(iter(filling))
+                batch = filling.pop(closed)
+                pixels -= len(batch) * closed[0] * closed[1]
+                yield from ByCount(self.size).cut(batch)
+        for batch in filling.values():
+            yield from ByCount(self.size).cut(batch)
 
     def cost(self, ref: SampleRef) -> float:
         return 1.0
@@ -57,21 +71,21 @@ class ByBucket:
 class ByTokens:
     """Captions from long to short, equal ones side by side; a batch's distinct captions pad to at most `budget` tokens.
 
+    overhead: tokens of every caption in a forward that are not stored, and do not count as its own.
     A caption longer than the budget is a batch of its own, and so is one with very many copies: those of one caption
     lie in several batches only where nothing else lies there, so that their features cannot differ.
     """
 
     budget: int
+    overhead: int = 0
     sorts = True
-
-    def key(self, ref: SampleRef) -> tuple[Any, ...]:
-        return -ref.tokens, ref.caption
 
     def cut(self, refs: Iterable[SampleRef]) -> Iterator[tuple[SampleRef, bool]]:
         longest = distinct = count = 0
-        for _, group in groupby(refs, key=lambda ref: ref.caption):
+        in_order = sorted(refs, key=lambda ref: (-ref.tokens, ref.caption or "", ref.index))
+        for _, group in groupby(in_order, key=lambda ref: ref.caption):
             copies = list(group)
-            full = count + len(copies) > _MAX_COPIES or (distinct + 1) * longest > self.budget
+            full = count + len(copies) > _MAX_COPIES or (distinct + 1) * (longest + self.overhead) > self.budget
             if not count or full:
                 longest, distinct, count = copies[0].tokens, 0, 0
             for position, ref in enumerate(copies):
@@ -79,7 +93,7 @@ class ByTokens:
             distinct, count = distinct + 1, count + len(copies)
 
     def cost(self, ref: SampleRef) -> float:
-        return float(ref.tokens)
+        return float(ref.tokens + self.overhead)
 
 
 def prefetched(function: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int) -> Iterator[Result]:

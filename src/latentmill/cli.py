@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from latentmill import cli_features
-from latentmill.guard import EXIT_FAILED, EXIT_FOUND, guarded, run_job, state
+from latentmill import cli_features, cli_recipe
+from latentmill.guard import EXIT_FAILED, EXIT_FOUND, EXIT_REJECTS, guarded, plain, run_job, state
 from latentmill.options import (
     Alpha,
     AlphaOption,
@@ -32,7 +32,7 @@ from latentmill.options import (
     Transform,
     TransformOption,
 )
-from latentmill.terminal import Display, out, shown
+from latentmill.terminal import Display, out, shown, summarise
 
 _TABLE_WIDTH = 120
 
@@ -152,7 +152,17 @@ def decode(
 
     Example: latentmill decode --source data/vae-sd --dest decoded --max-images 64
     """
-    run_job("decode", {**locals()})
+    settings = plain({**locals()})
+
+    def job() -> int:
+        from latentmill.api import decode as run
+
+        with Display("decode") as display:
+            result = run(settings.pop("source"), settings.pop("dest"), tell=display.tell, **settings)
+        summarise("decode", result, source)
+        return EXIT_REJECTS if result.rejected else 0
+
+    guarded(job)
 
 
 @app.command()
@@ -245,6 +255,7 @@ def demo(
 
 
 cli_features.register(app)
+cli_recipe.register(app)
 
 
 def main() -> None:

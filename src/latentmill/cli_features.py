@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from latentmill.errors import ConfigError
-from latentmill.guard import EXIT_REJECTS, guarded, plain, run_features
+from latentmill.guard import EXIT_REJECTS, feature_shown, guarded, plain, run_recipes
 from latentmill.options import (
     SOURCE_HELP,
     Alpha,
@@ -54,12 +54,10 @@ from latentmill.options import (
     TokenBudget,
     Vae,
 )
-from latentmill.terminal import Display, counted, err, out, shown
+from latentmill.terminal import Display, counted, err, out, print_buckets, shown
 
 if TYPE_CHECKING:
     pass
-
-_SHOWN = 20  # of what is left out
 
 
 def register(app: typer.Typer) -> None:
@@ -77,7 +75,7 @@ def pixart(
     multi_scale: MultiScale = False,
     text_encoder: TextEncoder = None,
     caption_label: CaptionLabel = None,
-    max_length: MaxLength = 300,
+    max_length: MaxLength = None,
     pad: Pad = False,
     reader: Annotated[
         Reader | None,
@@ -123,10 +121,13 @@ def pixart(
     settings["caption_label"] = caption_label or ["prompt"]
 
     def jobs() -> int:
-        from latentmill.features import feature_jobs
+        from latentmill.features import feature_recipe
 
         settings["batch_size"] = _batch_size(batch_size)
-        return run_features(feature_jobs(settings.pop("data_info"), settings.pop("dest"), **settings))
+        recipe, warnings = feature_recipe(settings.pop("data_info"), settings.pop("dest"), **settings)
+        for warning in warnings:
+            err.print(f"[yellow]warning:[/] {shown(warning)}")
+        return run_recipes([recipe], feature_shown)
 
     guarded(jobs)
 
@@ -201,36 +202,15 @@ def buckets(
     """
 
     def work() -> int:
-        from latentmill.vae_features import preview_buckets
+        from latentmill.outputs.buckets import preview_buckets
 
         report = preview_buckets(
             source, resolution, table, str(fit), images=images, path_column=path_column, exif=str(exif)
         )
-        _print_buckets(report)
+        print_buckets(report)
         return 0
 
     guarded(work)
-
-
-def _print_buckets(report: Any) -> None:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for heading in ("height x width", "ratio", "images", "cropped away", "distortion", "upscaled"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    rows = [row for row in report.rows() if row.images]
-    for row in rows:
-        table.add_row(f"{row.bucket[0]} x {row.bucket[1]}", f"{row.ratio:g}", f"{row.images:,}",
-                      f"{row.cropped_away:.1%}", f"{row.distortion:.1%}", f"{row.upscaled:,}")  # fmt: skip
-    total = report.totals()
-    table.add_row("all", "", f"{total.images:,}", f"{total.cropped_away:.1%}", f"{total.distortion:.1%}",
-                  f"{total.upscaled:,}", style="bold")  # fmt: skip
-    out.print(table)
-    out.print(f"{len(rows)} of {counted(len(report.table.buckets), 'buckets')} have images")
-    for item in report.left_out[:_SHOWN]:
-        err.print(f"[yellow]left out:[/] {shown(item.key)}: {shown(item.reason)}")
-    if len(report.left_out) > _SHOWN:
-        err.print(f"… and {len(report.left_out) - _SHOWN:,} more are left out")
 
 
 def _batch_size(text: str | None) -> int | str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -19,6 +20,7 @@ _PATH_PART = re.compile(r"(?!\.)[^/\\\0]*")
 _PERCENT_OR_COUNT = re.compile(r"(\d+(?:\.\d+)?)(%?)")
 
 Transform = Literal["none", "center-crop", "center-crop-wide", "center-crop-dhariwal"]
+CROPPING = ("center-crop", "center-crop-dhariwal")  # transforms whose crop may lie elsewhere than in the centre
 
 
 @dataclass(frozen=True)
@@ -85,36 +87,95 @@ Limit = Annotated[FailureLimit, BeforeValidator(FailureLimit.parse)]
 Positive = Annotated[int, Field(ge=1)]
 PixelRange = Annotated[tuple[float, float], BeforeValidator(_range)]
 Device = Annotated[str, BeforeValidator(_device)]
+FolderPart = Annotated[str, BeforeValidator(_suffix)]
 
 
 class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
 
-class JobSettings(_Settings):
-    """What every job takes."""
+class SourceSettings(_Settings):
+    """The one source of a recipe, and how its images are decoded; see `sources.captioned` and `decoding`.
+
+    source: a folder or zip of images, or a table. images: the images' folder of a table. start_index, end_index: the
+    rows of a captioned source that are wanted, [start, end); what other slices made is kept.
+    """
 
     source: Path
-    dest: Path
+    images: Path | None = None
+    caption_extension: str = ".txt"
+    multi_line: bool = False
+    path_column: str | None = None
+    caption_columns: dict[str, str] | list[str] | None = None
+    missing_caption: Literal["reject", "empty"] = "reject"
     max_images: Positive | None = None
-    max_failures: Limit = FailureLimit.parse("10%")
-    check: Literal["stat", "digest"] = "stat"
-    overwrite: bool = False
-
-
-class ImageSettings(JobSettings):
-    """What every job takes that decodes and crops photos."""
-
-    transform: Transform = "none"
-    resolution: Size | None = None
+    start_index: Annotated[int, Field(ge=0)] = 0
+    end_index: Annotated[int, Field(ge=0)] | None = None
     exif: Literal["ignore", "apply"] = "ignore"
     alpha: Literal["drop", "white", "black"] = "drop"
     max_pixels: Positive = 178_956_970
 
     @model_validator(mode="after")
+    def _check_slice(self) -> Self:
+        if self.end_index is not None and self.end_index < self.start_index:
+            raise ValueError(f"end-index must not be below start-index ({self.start_index}). Found: {self.end_index}")
+        return self
+
+    @property
+    def rows_end(self) -> int | None:
+        """The row before which to stop, of `end_index` and `max_images`."""
+        if self.max_images is None:
+            return self.end_index
+        end = self.start_index + self.max_images
+        return end if self.end_index is None else min(end, self.end_index)
+
+
+class RunSettings(_Settings):
+    """How jobs are run. num_workers: processes of pixels alone, else loading threads; None takes the usable cores.
+
+    threads: of a forward on the CPU; None takes what the destination was begun with, else the usable cores.
+    wait: for another process that writes to the same place.
+    """
+
+    device: Device = "auto"
+    threads: Positive | None = None
+    num_workers: Positive | None = None
+    max_failures: Limit = FailureLimit.parse("10%")
+    check: Literal["stat", "digest"] = "stat"
+    overwrite: bool = False
+    wait: bool = False
+
+
+class OutputSettings(SourceSettings, RunSettings):
+    """What every output of a recipe takes. dest: its own folder or zip."""
+
+    dest: Path
+
+
+class VariantSettings(OutputSettings):
+    """Augmented variants of an output, each in a sibling folder; a loader picks among them at training time.
+
+    flip: `both` makes every image mirrored too, in `DEST-flip`. crops: how many of every image, the transform's own
+    first, the others at places drawn by `crop_seed` and the image's path, in `DEST-crop1`, `DEST-crop2`, …
+    """
+
+    flip: Literal["none", "both"] = "none"
+    crops: Positive = 1
+    crop_seed: Annotated[int, Field(ge=0)] = 0
+
+
+class CropSettings(VariantSettings):
+    """What every output takes whose images all become one size."""
+
+    transform: Transform = "none"
+    resolution: Size | None = None
+
+    @model_validator(mode="after")
     def _check_resolution(self) -> Self:
         if self.transform != "none" and self.resolution is None:
             raise ValueError(f"transform {self.transform} needs a resolution (--resolution WxH)")
+        if self.crops > 1 and self.transform not in CROPPING:
+            raise ValueError(f"crops are of a transform that crops ({', '.join(CROPPING)}). Found: {self.transform}")
         if self.resolution is None:
             return self
         width, height = self.resolution
@@ -135,119 +196,120 @@ class ImageSettings(JobSettings):
         return (width, width) if self.transform == "center-crop-wide" else (width, height)
 
 
-class ConvertSettings(ImageSettings):
-    """`latentmill convert`."""
+class PixelSettings(CropSettings):
+    """Cropped pixels, as EDM2 and REPA trainers read them."""
 
-    num_workers: Positive | None = None
     batch_size: Positive = 32
 
 
-class EncodeSettings(ImageSettings):
-    """`latentmill encode`. batch_size and threads: None takes what the destination was begun with, else the default."""
+class _VaeSettings(_Settings):
+    """What both layouts of latents take. model: a short name, a hub repository or a folder."""
 
-    images: Path | None = None
-    model_url: str = "sd-vae-ft-mse"
+    model: str = "sd-vae-ft-mse"
     revision: str | None = None
     subfolder: str | None = None
-    batch_size: Positive | None = None
-    num_workers: Positive | None = None
-    threads: Positive | None = None
-    device: Device = "auto"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     pixel_range: PixelRange = (-1.0, 1.0)
     store: Literal["moments", "mean", "sample"] = "moments"
     seed: int = 0
     save_dtype: Literal["float32", "float16"] = "float32"
+    indivisible: Literal["refuse", "crop", "pad"] = "refuse"
 
 
-class CaptionedSettings(_Settings):
-    """How a captioned source is read; see `sources.captioned`. images: the images' folder of a table."""
+class LatentSettings(CropSettings, _VaeSettings):
+    """Latents of one size, as REPA and SiT trainers read them. pixels: where the cropped pixels go as well.
 
-    images: Path | None = None
-    caption_extension: str = ".txt"
-    multi_line: bool = False
-    path_column: str | None = None
-    caption_columns: dict[str, str] | list[str] | None = None
-    missing_caption: Literal["reject", "empty"] = "reject"
-
-
-class FeatureSettings(CaptionedSettings):
-    """What both of PixArt's jobs take. data_info: any captioned source. dest: the folder of the feature folders.
-
-    reader: None takes what the destination was begun with, else multi, or single for single-scale VAE features.
-    start_index, end_index: the rows that are wanted, [start, end); what other slices made is kept. threads: None takes
-    what the destination was begun with, else the usable cores. wait: for another process that writes to the same place.
+    batch_size and threads: None takes what the destination was begun with, else the default.
     """
 
-    data_info: Path
-    dest: Path
-    reader: Literal["multi", "single"] | None = None
-    suffix: Annotated[str, BeforeValidator(_suffix)] = ""
-    start_index: Annotated[int, Field(ge=0)] = 0
-    end_index: Annotated[int, Field(ge=0)] | None = None
-    threads: Positive | None = None
-    device: Device = "auto"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    max_failures: Limit = FailureLimit.parse("10%")
-    check: Literal["stat", "digest"] = "stat"
-    overwrite: bool = False
-    wait: bool = False
-
-    @model_validator(mode="after")
-    def _check_slice(self) -> Self:
-        if self.end_index is not None and self.end_index < self.start_index:
-            raise ValueError(f"end-index must not be below start-index ({self.start_index}). Found: {self.end_index}")
-        return self
+    pixels: Path | None = None
+    batch_size: Positive | None = None
 
 
-class ImageFeatureSettings(FeatureSettings):
-    """VAE features. fit: None takes `stretch` for multi-scale, `cover` for single-scale.
+class BucketSettings(VariantSettings, _VaeSettings):
+    """Latents in aspect buckets, as PixArt's readers open them.
 
+    fit: None takes `stretch` for multi-scale, else `cover`.
+    reader: whose file names; None takes what the destination was begun with, else multi, or single for squares.
     batch_size: None takes what the destination was begun with, else what suits the resolution.
     """
 
-    vae: str = "sdxl-vae-fp16-fix"
-    revision: str | None = None
-    subfolder: str | None = None
+    model: str = "sdxl-vae-fp16-fix"
+    reader: Literal["multi", "single"] | None = None
     resolution: Positive = 512
     multi_scale: bool = False
     buckets: str = "reference"
     fit: Literal["stretch", "cover", "pad"] | None = None
     batch_size: Positive | Literal["auto"] | None = None
-    num_workers: Positive | None = None
-    pixel_range: PixelRange = (-1.0, 1.0)
-    save_dtype: Literal["float32", "float16"] = "float32"
     tiling: Literal["auto", "always", "never"] = "auto"
-    exif: Literal["ignore", "apply"] = "ignore"
-    alpha: Literal["drop", "white", "black"] = "drop"
-    max_pixels: Positive = 178_956_970
 
     @model_validator(mode="after")
-    def _check_single(self) -> Self:
+    def _check_buckets(self) -> Self:
         if not self.multi_scale and self.buckets != "reference":
             raise ValueError(f"buckets are of multi-scale features (--multi-scale). Found: buckets {self.buckets!r}")
+        if self.crops > 1 and self.fit != "cover" and (self.fit or self.multi_scale):
+            raise ValueError(f"crops need fit cover: nothing is cropped else. Found: {self.fit or 'stretch'}")
         return self
 
 
-class TextFeatureSettings(FeatureSettings):
+class VisionSettings(CropSettings):
+    """Features of a vision encoder. tokens: of patches, the pooled one, or both. input: see `encoders.vision_input`.
+
+    naming: of the files, by number as class-conditional data, or by the image's path for one of PixArt's readers.
+    """
+
+    model: str = "dinov2-vitb14"
+    revision: str | None = None
+    subfolder: str | None = None
+    tokens: Literal["patch", "pooled", "both"] = "patch"
+    input: Literal["processor", "repa"] = "processor"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    save_dtype: Literal["float32", "float16"] = "float32"
+    naming: Literal["repa", "pixart/multi", "pixart/single"] = "repa"
+    batch_size: Positive | None = None
+
+
+class CaptionSettings(OutputSettings):
     """Text features. label: which of the captions. pad: store max_length positions, as the reference does.
 
+    model: a short name, a hub repository or a folder; in a recipe also a set, as `sd3`, which becomes an output for
+    each of its encoders: `member` is its short name, `encoder` its name in the set. repository: a folder or repository
+    to take in place of the one that a short name stands for. encoding: how the model is used, where otherwise than its
+    own pipeline does (see `encoders.text_settings`); max_length: likewise.
     token_budget: tokens a forward, padding included. images_reader: of VAE features that are made in the same call, and
     that these are to be found with; unless `reader` says otherwise.
     """
 
-    text_encoder: str = "pixart-sigma-t5"
-    text_revision: str | None = None
-    label: Annotated[str, BeforeValidator(_suffix)] = "prompt"
-    max_length: Annotated[int, Field(ge=2)] = 300
-    pad: bool = False
-    token_budget: Positive = 4096
+    model: str = "pixart-sigma-t5"
+    member: str | None = None
+    encoder: str = ""
+    repository: str | None = None
+    revision: str | None = None
+    encoding: dict[str, Any] = {}
+    label: FolderPart = "prompt"
+    reader: Literal["multi", "single"] | None = None
     images_reader: Literal["multi", "single"] | None = None
+    max_length: Annotated[int, Field(ge=2)] | None = None
+    pad: bool = False
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    token_budget: Positive = 4096
 
 
-class DecodeSettings(JobSettings):
+class FolderSettings(_Settings):
+    """Of the names of PixArt's feature folders. suffix: comes last, after a `_`."""
+
+    suffix: FolderPart = ""
+
+
+class DecodeSettings(_Settings):
     """`latentmill decode`. model_url: None takes the model that the latents' metadata names."""
 
+    source: Path
+    dest: Path
+    max_images: Positive | None = None
+    max_failures: Limit = FailureLimit.parse("10%")
+    check: Literal["stat", "digest"] = "stat"
+    overwrite: bool = False
     model_url: str | None = None
     batch_size: Positive = 8
     threads: Positive | None = None
@@ -259,6 +321,11 @@ Settings = TypeVar("Settings", bound=_Settings)
 
 def validated(kind: type[Settings], values: dict[str, Any]) -> Settings:
     """Settings from values; raises ConfigError with one line for the first that is wrong."""
+    return validated_in(kind, values, lambda name: "")
+
+
+def validated_in(kind: type[Settings], values: dict[str, Any], place: Callable[[str], str]) -> Settings:
+    """As `validated`; `place` of a setting's name ("" for what concerns several) comes first in the error."""
     try:
         return kind(**values)
     except ValidationError as error:
@@ -266,11 +333,13 @@ def validated(kind: type[Settings], values: dict[str, Any]) -> Settings:
         name = str(first["loc"][0]) if first["loc"] else ""
         message = first["msg"].removeprefix("Value error, ")
         if not name:
-            raise ConfigError(message) from error
+            raise ConfigError(f"{place('')}{message}") from error
         if first["type"] == "extra_forbidden":
-            raise ConfigError(f"there is no setting {name}. There are: {', '.join(kind.model_fields)}") from error
+            known = ", ".join(kind.model_fields)
+            raise ConfigError(f"{place(name)}there is no setting {name}. There are: {known}") from error
         message = message.replace("Input should be", "must be")
-        raise ConfigError(f"{name.replace('_', '-')} {message}. Found: {_found(first['input'])}") from error
+        found = _found(first["input"])
+        raise ConfigError(f"{place(name)}{name.replace('_', '-')} {message}. Found: {found}") from error
 
 
 def _found(value: object) -> str:

@@ -19,6 +19,7 @@ from latentmill.formats.metadata import (
     DATASET_JSON,
     INDEX_JSONL,
     METADATA_JSON,
+    RECIPE_TOML,
     REJECTS_JSONL,
     REPORT_JSON,
     Metadata,
@@ -28,6 +29,7 @@ from latentmill.formats.metadata import (
 )
 from latentmill.formats.pixart import EMPTY_CAPTION
 from latentmill.formats.repa import ImageLayout, LatentLayout
+from latentmill.formats.vision import VisionLayout
 from latentmill.manifest import current_plan
 
 _LOCK_SECONDS = 10.0
@@ -156,7 +158,7 @@ def sweep(place: Container, keep: Sequence[str] = (_LOCK,)) -> None:
 
 
 def _clear_data(place: Container) -> None:
-    for name in (REJECTS_JSONL, REPORT_JSON):
+    for name in (REJECTS_JSONL, REPORT_JSON, RECIPE_TOML):
         place.side_file(name).unlink(missing_ok=True)
     if place.is_zip:
         place.path.unlink(missing_ok=True)
@@ -174,7 +176,7 @@ def _numbered_files(place: Container) -> Iterator[Path]:
     for folder in place.path.glob("[0-9]" * 5):
         for file in folder.iterdir():
             name = f"{folder.name}/{file.name}"
-            if ImageLayout.member.fullmatch(name) or LatentLayout.member.fullmatch(name):
+            if any(layout.member.fullmatch(name) for layout in (ImageLayout, LatentLayout, VisionLayout)):
                 yield file
 
 

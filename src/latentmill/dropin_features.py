@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from latentmill.errors import ConfigError, LatentmillError
-from latentmill.guard import guarded, run_features
+from latentmill.guard import feature_shown, guarded, run_recipes
 
 if TYPE_CHECKING:
-    from latentmill.common import Prepared
-    from latentmill.outcome import Tell
+    from latentmill.recipe import Recipe
 
 _FOREIGN_OPTION = re.compile(r"--[a-z]+(-[a-z]+)*\b(?!_)")
 _HINT = "such options are those of `latentmill pixart`, which goes on with the same folders"
@@ -68,18 +65,15 @@ def _main(
     options = dict(locals())
 
     def work() -> int:
-        from latentmill.caption_features import prepare_captions
-        from latentmill.vae_features import prepare_images
-
-        jobs: list[tuple[str | None, Callable[[Tell], Prepared]]] = []
+        recipes = []
         if run_t5_feature_extract:
-            jobs.append((caption_label, partial(_prepare, prepare_captions, _text_settings(options))))
+            recipes.append(_text_recipe(options))
         if run_vae_feature_extract:
-            jobs.append((None, partial(_prepare, prepare_images, _image_settings(options))))
-        if not jobs:
+            recipes.append(_image_recipe(options))
+        if not recipes:
             raise ConfigError("nothing to do: give --run_vae_feature_extract, --run_t5_feature_extract or both")
         try:
-            return run_features(jobs)
+            return run_recipes(recipes, feature_shown)
         except LatentmillError as error:
             if _FOREIGN_OPTION.search(str(error)):
                 raise LatentmillError(f"{error} ({_HINT})") from error
@@ -88,11 +82,16 @@ def _main(
     guarded(work)
 
 
-def _prepare(prepare: Callable[..., Prepared], settings: dict[str, Any], tell: Tell) -> Prepared:
-    return prepare(tell, wait=True, missing_caption="empty", max_failures="100%", **settings)
+def _recipe(data_info: Path, dest: Path, options: dict[str, Any], **settings: Any) -> Recipe:
+    from latentmill.features import feature_recipe
+
+    rows: dict[str, Any] = {"start_index": options["start_index"], "end_index": options["end_index"]}
+    common: dict[str, Any] = {"wait": True, "missing_caption": "empty", "max_failures": "100%"}
+    recipe, _ = feature_recipe(data_info, dest, **common, **rows, **settings)
+    return recipe
 
 
-def _image_settings(options: dict[str, Any]) -> dict[str, Any]:
+def _image_recipe(options: dict[str, Any]) -> Recipe:
     root = _needed(options, "dataset_root", "--run_vae_feature_extract")
     sizes = _MULTI_SCALE_SIZES if options["multi_scale"] else _SINGLE_SCALE_SIZES
     if options["img_size"] not in sizes:
@@ -100,34 +99,31 @@ def _image_settings(options: dict[str, Any]) -> dict[str, Any]:
         raise ConfigError(
             f"--img_size {kind} --multi_scale must be one of {', '.join(map(str, sizes))}. Found: {options['img_size']}"
         )
-    return {
-        "data_info": root / _needed(options, "vae_json_file", "--run_vae_feature_extract"),
-        "images": Path(str(root).replace("InternData", "InternImgs")),
-        "dest": _needed(options, "vae_save_root", "--run_vae_feature_extract"),
-        "vae": options["vae_models_dir"],
-        "resolution": options["img_size"],
-        "multi_scale": options["multi_scale"],
-        "start_index": options["start_index"],
-        "end_index": options["end_index"],
-    }
+    return _recipe(
+        root / _needed(options, "vae_json_file", "--run_vae_feature_extract"),
+        _needed(options, "vae_save_root", "--run_vae_feature_extract"),
+        options,
+        images=Path(str(root).replace("InternData", "InternImgs")),
+        vae=options["vae_models_dir"],
+        resolution=options["img_size"],
+        multi_scale=options["multi_scale"],
+    )
 
 
-def _text_settings(options: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "data_info": _needed(options, "t5_json_path", "--run_t5_feature_extract"),
-        "dest": _needed(options, "t5_save_root", "--run_t5_feature_extract"),
-        "text_encoder": options["t5_models_dir"],
-        "label": options["caption_label"],
-        "caption_columns": [options["caption_label"]],
-        "max_length": options["max_length"],
-        "pad": True,
-        "images_reader": ("multi" if options["multi_scale"] else "single")
-        if options["run_vae_feature_extract"]
-        else None,
-        "suffix": options["save_path_suffix"],
-        "start_index": options["start_index"],
-        "end_index": options["end_index"],
-    }
+def _text_recipe(options: dict[str, Any]) -> Recipe:
+    reader = "multi" if options["multi_scale"] else "single"
+    return _recipe(
+        _needed(options, "t5_json_path", "--run_t5_feature_extract"),
+        _needed(options, "t5_save_root", "--run_t5_feature_extract"),
+        options,
+        text_encoder=options["t5_models_dir"],
+        caption_label=options["caption_label"],
+        caption_columns=[options["caption_label"]],
+        max_length=options["max_length"],
+        pad=True,
+        images_reader=reader if options["run_vae_feature_extract"] else None,
+        suffix=options["save_path_suffix"],
+    )
 
 
 def _needed(options: dict[str, Any], name: str, job: str) -> Any:

@@ -12,7 +12,7 @@ from latentmill.files import counted
 from latentmill.formats.metadata import LatentInfo
 from latentmill.outcome import Event, Tell
 from latentmill.records import Listing
-from latentmill.sources.images import ImageSource
+from latentmill.stages import Source
 from latentmill.system import available_memory
 
 _PROBE_IMAGES = 16
@@ -93,7 +93,7 @@ def fitted(estimate: Estimate, workers: int, batch_size: int, tell: Tell) -> tup
     return workers, batch_size
 
 
-def probe_sizes(source: ImageSource, listing: Listing) -> list[tuple[int, int]]:
+def probe_sizes(source: Source, listing: Listing) -> list[tuple[int, int]]:
     """(width, height) of a few images, spread over the source."""
     stride = max(1, listing.count // _PROBE_IMAGES)
     sizes: list[tuple[int, int]] = []

@@ -19,6 +19,7 @@ from latentmill.formats.metadata import (
     DATASET_JSON,
     INDEX_JSONL,
     METADATA_JSON,
+    RECIPE_TOML,
     REJECTS_JSONL,
     REPORT_JSON,
     BucketInfo,
@@ -30,6 +31,8 @@ from latentmill.formats.metadata import (
     TextInfo,
     TextModelInfo,
     Value,
+    VisionInfo,
+    VisionModelInfo,
     row_json,
 )
 from latentmill.formats.payload import ARRAY_ERRORS
@@ -56,6 +59,8 @@ class Description:
     model: ModelInfo | None = None
     text: TextInfo | None = None
     text_model: TextModelInfo | None = None
+    vision: VisionInfo | None = None
+    vision_model: VisionModelInfo | None = None
     empty_caption: Callable[[], bytes] | None = None
 
 
@@ -130,9 +135,17 @@ class _Labels:
 
 
 def finish(
-    plan: Plan, work: Path, outputs: Iterable[Output], describe: dict[str, Description], report: dict[str, object]
+    plan: Plan,
+    work: Path,
+    outputs: Iterable[Output],
+    describe: dict[str, Description],
+    report: dict[str, object],
+    recipe: str = "",
 ) -> Tally:
-    """Write every output's metadata and put it in place; `latentmill.json`, which makes a dataset whole, comes last."""
+    """Write every output's metadata and put it in place; `latentmill.json`, which makes a dataset whole, comes last.
+
+    recipe: is stored beside the first output.
+    """
     outputs = list(outputs)
     table = next((d.buckets.table for d in describe.values() if d.buckets is not None), None)
     tally = Tally(buckets=BucketReport(BucketTable.from_text(table)) if table is not None else None)
@@ -159,6 +172,9 @@ def finish(
         members = _metadata_files(output, describe[output.name], plan, tally, folders[output.name])
         with write_errors(output.container.path):
             _side_files(output, tally, report, work / "rejects")
+            if recipe and output is outputs[0]:
+                replace_text(folders[output.name] / RECIPE_TOML, recipe)
+                (folders[output.name] / RECIPE_TOML).replace(output.container.side_file(RECIPE_TOML))
         output.container.finish(members, (o.files[output.name] for o in plan.outcomes() if output.name in o.files))
     return tally
 
@@ -209,6 +225,8 @@ def _metadata(output: Output, description: Description, plan: Plan, tally: Tally
         model=description.model,
         text=description.text,
         text_model=description.text_model,
+        vision=description.vision,
+        vision_model=description.vision_model,
         statistics=tally.statistics() if description.latent else None,
         classes=plan.classes,
         notes={note: len(keys) for note, keys in sorted(tally.notes.items())},

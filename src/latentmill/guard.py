@@ -6,7 +6,7 @@ Exit codes: 0 done; 1 `verify` found something wrong; 2 could not be done; 3 don
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from latentmill.errors import LatentmillError
-from latentmill.terminal import Display, err, shown, summarise
+from latentmill.terminal import Board, err, shown, summarise
 
 if TYPE_CHECKING:
-    from latentmill.common import Prepared
-    from latentmill.outcome import Tell
+    from latentmill.recipe import Recipe
 
+ShownAs = Callable[[str], tuple[str, str]]
 EXIT_FOUND, EXIT_FAILED, EXIT_REJECTS, EXIT_STOPPED = 1, 2, 3, 130
 
 
@@ -41,35 +41,48 @@ def plain(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_job(command: str, values: dict[str, Any]) -> None:
-    """Run one of the jobs of `api` with settings as options gave them, and exit by its outcome."""
+    """Run `convert` or `encode` with settings as options gave them, and exit by its outcome."""
     settings = plain(values)
-    source = settings.pop("source")
+    source, dest = settings.pop("source"), settings.pop("dest")
 
     def job() -> int:
         from latentmill import api
 
-        with Display(command) as display:
-            result = getattr(api, command)(source, settings.pop("dest"), tell=display.tell, **settings)
-        summarise(command, result, Path(source))
-        return EXIT_REJECTS if result.rejected else 0
+        recipe = getattr(api, f"{command}_recipe")(source, dest, **settings)
+        return run_recipes([recipe], lambda output: (command, "images"), Path(source))
 
     guarded(job)
 
 
-def run_features(jobs: list[tuple[str | None, Callable[[Tell], Prepared]]]) -> int:
-    """Prepare every job, so that none begins before all have been checked; then run each. Gives the exit code."""
-    ready = []
-    for label, prepare in jobs:
-        what = "captions" if label else "images"
-        display = Display(f"{what} {label}" if label else what, what)
-        ready.append((display, prepare(display.tell)))
-    rejected = 0
-    for display, job in ready:
-        with display:
-            result = job.run()
-        summarise(display.command, result, Path(), display.what)
-        rejected += result.rejected
+def run_recipes(recipes: Sequence[Recipe], shown_as: ShownAs, source: Path = Path()) -> int:
+    """Prepare every job, so that none begins before all have been checked; then run them. Gives the exit code.
+
+    shown_as: of an output's name, what a person sees of it: the command's name, and what is counted, in the plural.
+    """
+    from latentmill.recipe import RecipeError
+
+    board = Board(shown_as)
+    ready = [(recipe, recipe.prepare(board.tell_of)) for recipe in recipes]
+    refused: RecipeError | None = None
+    rejected = False
+    for recipe, jobs in ready:
+        with board:
+            try:
+                results = recipe.carry_out(jobs)
+            except RecipeError as error:
+                refused, results = error, error.results
+        for name, result in results.items():
+            command, what = shown_as(name)
+            summarise(command, result, source, what)
+            rejected |= bool(result.rejected)
+    if refused is not None:
+        raise refused
     return EXIT_REJECTS if rejected else 0
+
+
+def feature_shown(output: str) -> tuple[str, str]:
+    """How the outputs of `pixart` are shown."""
+    return output, output.partition(" ")[0]
 
 
 def guarded(work: Callable[[], int]) -> None:

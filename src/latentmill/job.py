@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -50,10 +51,9 @@ from latentmill.planning import (
     write_plan,
 )
 from latentmill.records import Listing, Outcome, SampleRef
-from latentmill.runners.local import run_local
 from latentmill.shift import SHIFTED, SHIFTING, shift
 from latentmill.stages import Batching, EncoderSpec, Load, Source
-from latentmill.worker import Output, Task
+from latentmill.worker import Output, Part
 
 SHARD_SECONDS = 20.0  # a kill costs at most this much of each worker's time, and the commit that was under way
 _MAX_SHARD_IMAGES = 1024  # a worker holds the outcomes of one shard
@@ -61,12 +61,27 @@ _SHOWN_CHARACTERS = 80  # of a setting that differs
 _SHARDS_PER_WORKER = 4  # so that small datasets keep every worker busy to the end
 
 
+@dataclass(frozen=True)
+class Begun:
+    """A job's plan, None where all was done before; the shards that were; and since when (monotonic seconds)."""
+
+    plan: Plan | None
+    changes: Changes | None
+    done: set[int]
+    started: float
+
+    @property
+    def todo(self) -> list[int]:
+        """The shards that are left to run."""
+        return [] if self.plan is None else [s for s in range(len(self.plan.shards)) if s not in self.done]
+
+
 @dataclass
 class Job:
     """A job with its stages chosen. outputs: the first holds plan and ledger.
 
-    batch_size: of most batches at most. measure: seconds that a unit of `batching.cost` takes. patient: wait for
-    another job that writes to the same place, instead of refusing.
+    batch_size: of most batches at most. measure: seconds that a unit of `batching.cost` takes with the encoder.
+    patient: wait for another job that writes to the same place, instead of refusing. recipe: stored with the result.
     """
 
     source: Source
@@ -79,10 +94,11 @@ class Job:
     load_threads: int
     workers: int
     max_failures: FailureLimit
-    measure: Callable[[list[SampleRef]], float]
+    measure: Callable[[EncoderSpec | None, list[SampleRef]], float]
     check: str = "stat"
     overwrite: bool = False
     patient: bool = False
+    recipe: str = ""
     tell: Callable[[Event], None] = field(default=lambda event: None)
 
     @property
@@ -97,30 +113,59 @@ class Job:
     def fingerprint(self) -> dict[str, Value]:
         return self.describe[self.outputs[0].name].fingerprint
 
-    def run(self, listing: Listing) -> Result:
-        """Bring the outputs to where a fresh run over `listing` would. Raises LatentmillError."""
-        started = time.monotonic()
+    def refuse(self) -> None:
+        """Refuse destinations that hold anything that latentmill did not write. Raises DestinationError."""
         for place in self.places:
             refuse_foreign(place, self.overwrite)
-        with locked(self.places, self._tell_waiting if self.patient else None):
-            if self.overwrite or any(map(being_cleared, self.places)):
-                clear(self.places)
-            plan = current_plan(self.primary.work)
-            if plan is not None:
-                self._refuse_other_settings(plan.fingerprint)
-                refuse_untied(self.places)
-                if plan.marked(SHIFTING):  # an update was cut off while it renamed: first finish that
-                    self._finish(plan)
-                    plan = None
-            plan, changes = self._plan(plan, listing, listing_digest(listing))
-            if plan is None:
-                for place in self.places:
-                    sweep(place)
-                return self._already_done(time.monotonic() - started)
-            before = sum(plan.shards[shard][1] for shard in plan.done())
-            running = self._execute(plan)
-            tally = self._finish(plan, running)
-        return self._result(tally, plan.images - before, (time.monotonic() - started, running), changes)
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Hold the destinations: one job at a time writes there."""
+        return locked(self.places, self._tell_waiting if self.patient else None)
+
+    def begin(self, listing: Listing) -> Begun:
+        """What is to be done, planned, under the lock. Raises LatentmillError."""
+        started = time.monotonic()
+        if self.overwrite or any(map(being_cleared, self.places)):
+            clear(self.places)
+        plan = current_plan(self.primary.work)
+        if plan is not None:
+            self._refuse_other_settings(plan.fingerprint)
+            refuse_untied(self.places)
+            if plan.marked(SHIFTING):  # an update was cut off while it renamed: first finish that
+                self._finish(plan)
+                plan = None
+        plan, changes = self._plan(plan, listing, listing_digest(listing))
+        if plan is None:
+            for place in self.places:
+                sweep(place)
+            return Begun(None, None, set(), started)
+        for output in self.outputs:
+            remove_tree(output.container.work / "stage")
+        done = set(plan.done())
+        for output in self.outputs:
+            output.container.absorb(unbroken(done))
+        return Begun(plan, changes, done, started)
+
+    def part(self, plan: Plan) -> Part:
+        """What workers are to do."""
+        return Part(plan, self.source, self.load, self.encoder, self.outputs, self.batch_size)
+
+    def follow(self, begun: Begun) -> Live:
+        """Follows the workers, from what is done already."""
+        assert begun.plan is not None
+        return Live(begun.plan, begun.done, self.outputs, self.max_failures, self.tell)
+
+    def end(self, begun: Begun, running: float) -> Result:
+        """Finish what workers have done. running: seconds from the first batch to the last commit."""
+        if begun.plan is None:
+            return self._already_done(time.monotonic() - begun.started)
+        for output in self.outputs:
+            output.container.absorb(len(begun.plan.shards))
+        before = sum(begun.plan.shards[shard][1] for shard in begun.done)
+        tally = self._finish(begun.plan, running)
+        return self._result(
+            tally, begun.plan.images - before, (time.monotonic() - begun.started, running), begun.changes
+        )
 
     def _tell_waiting(self, text: str) -> None:
         self.tell(Event("warning", text))
@@ -246,7 +291,7 @@ class Job:
         """About SHARD_SECONDS of measured work a shard, and some shards for every worker."""
         stride = max(1, listing.count // 8)
         probe = [ref for position, ref in enumerate(listing.refs()) if position % stride == 0]
-        seconds = max(self.measure(probe), 1e-6)
+        seconds = max(self.measure(self.encoder, probe), 1e-6)
         by_workers = -(-listing.count // (self.workers * _SHARDS_PER_WORKER)) if self.workers > 1 else listing.count
         images = min(by_workers, _MAX_SHARD_IMAGES)
         if self.batching.sorts:
@@ -289,25 +334,7 @@ class Job:
                 "Use the same settings to go on, another destination, or --overwrite to start anew"
             )
 
-    # carrying out
-
-    def _execute(self, plan: Plan) -> float:
-        """Run what is not done yet; gives the seconds from the first batch to the last commit."""
-        done = set(plan.done())
-        for output in self.outputs:
-            remove_tree(output.container.work / "stage")
-        for output in self.outputs:
-            output.container.absorb(unbroken(done))
-        tally = Live(plan, done, self.outputs, self.max_failures, self.tell)
-        todo = [shard for shard in range(len(plan.shards)) if shard not in done]
-        task = Task(plan, self.source, self.load, self.encoder, self.outputs, self.batch_size, self.load_threads)
-        started = time.monotonic()
-        if todo:
-            run_local(task, todo, min(self.workers, len(todo)), tally.take)
-        running = time.monotonic() - started
-        for output in self.outputs:
-            output.container.absorb(len(plan.shards))
-        return running
+    # finishing
 
     def _finish(self, plan: Plan, running: float = 0.0) -> Tally:
         if plan.update:
@@ -321,7 +348,7 @@ class Job:
             "seconds_by_stage": seconds,
             "workers": self.workers,
         }
-        tally = finish(plan, self.primary.work, self.outputs, self.describe, report)
+        tally = finish(plan, self.primary.work, self.outputs, self.describe, report, self.recipe)
         plan.retire()
         for place in self.places:
             sweep(place)

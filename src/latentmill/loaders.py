@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,20 +12,23 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from latentmill.encoders.normalization import Affine, affine
 from latentmill.errors import ConfigError, SourceError
 from latentmill.formats.containers import Reader
 from latentmill.formats.layouts import layout_of_dataset
-from latentmill.formats.metadata import INDEX_JSONL, METADATA_JSON, WORK_FOLDER, Metadata, index_rows, row_geometry
+from latentmill.formats.metadata import METADATA_JSON, WORK_FOLDER, Metadata, index_rows
 from latentmill.formats.repa import ImageLayout
-from latentmill.loaders_text import TextFeatures, Texts, check_weights
+from latentmill.loaders_index import read_index
+from latentmill.loaders_text import TextFeatures, check_weights, encodings, names_of
 from latentmill.loaders_text import collate as collate
+from latentmill.loaders_variants import check_same_variant, found_variants, partners
+from latentmill.loaders_vision import VisionFeatures, name_of
 from latentmill.records import Array
+from latentmill.transforms.variant import PLAIN, Variant
 
 Normalize = Literal["factor", "channel", "none"]
 Posterior = Literal["sample", "mean"]
 MissingText = Literal["error", "drop", "empty"]
-CHOSEN = "caption"  # the name of a caption that was chosen by weights
-_NO_LABEL = -1
 _SHOWN = 3
 
 
@@ -34,6 +37,8 @@ def load(
     images: str | Path | None = None,
     *,
     text: str | Path | Sequence[str | Path] | None = None,
+    vision: str | Path | Sequence[str | Path] | None = None,
+    variants: bool = False,
     captions: Mapping[str, float] | None = None,
     caption_dropout: float = 0.0,
     missing_text: MissingText = "error",
@@ -44,39 +49,57 @@ def load(
 
     latents: a folder or zip of latents; or a PixArt root (`InternData`, or the folder above), whose one folder of
     latents and all folders of text features are taken. images: those that the latents pair with.
+    vision: folders or zips of vision features, paired by the image's path; every image must have them.
+    variants: take the variants that lie beside `latents` (`LATENTS-flip`, `LATENTS-crop1`, …) together with it, one at
+    every access, each as likely; pixels and vision features are then those of the same variant, beside `images` and
+    `vision`. Statistics are those of the plain one. Variants of other settings or another source are an error.
     text: folders of text features, paired by the image's path. captions: choose one by weights at every access,
     `{"prompt": 0.5, "sharegpt4v": 0.5}`. caption_dropout: the share of accesses that get the empty caption's features.
     missing_text: what becomes of images that lack features of a caption (where one is chosen by weights: of any that
     may be chosen): `error`, `drop` (the dataset's `left_out` names them), or `empty`, the empty caption's features.
-    normalize: "factor" gives `(z - shift_factor) * scaling_factor` as diffusers defines it (REPA, SiT, DiT);
-    "channel" gives `(z - mean) / std` with the set's own per-channel statistics (EDM2 multiplies that by 0.5, its
-    sigma_data); "none" gives z.
+    normalize: "factor" gives the model's own normalisation, as diffusers' pipelines have it: for most models
+    `(z - shift_factor) * scaling_factor` (REPA, SiT, DiT), for others see `metadata.Normalization`; "channel" gives
+    `(z - mean) / std` with the set's own per-channel statistics (EDM2 multiplies that by 0.5, its sigma_data); "none"
+    gives z.
     posterior: z is a fresh draw from the stored moments at every access, or their mean.
     Raises SourceError or ConfigError.
     """
     folder, texts = _discovered(Path(latents))
     if text is not None:
-        texts = [Path(text)] if isinstance(text, str | Path) else list(map(Path, text))
-    dataset = LatentDataset(folder, None if images is None else Path(images), normalize, posterior)
+        texts = _paths(text)
+    dataset = LatentDataset(folder, None if images is None else Path(images), normalize, posterior, variants)
     dataset.add_text([TextFeatures(each) for each in texts], captions, caption_dropout, missing_text)
+    dataset.add_vision(_paths(vision or ()))
     return dataset
+
+
+def _paths(told: str | Path | Sequence[str | Path]) -> list[Path]:
+    return [Path(told)] if isinstance(told, str | Path) else list(map(Path, told))
 
 
 class LatentDataset(Dataset[dict[str, Any]]):
     """Map-style dataset over a folder or a zip; picklable, safe under fork and spawn.
 
     A sample is a dict: `moments` float32 (2C, h, w), as stored (only where moments are stored); `latent` float32
-    (C, h, w), normalised; `image` uint8 (3, H, W), only with images; `label` int (-1 where there is none); `key` str.
-    Of bucketed latents, int64: `size` (2,), height and width of the source image; `crop` (4,), the top, left, bottom
-    and right of what is shown in the scaled image; `bucket` (2,), height and width.
+    (C, h, w), normalised (of FLUX.2 with normalize="factor": (4C, h/2, w/2)); `image` uint8 (3, H, W), only with
+    images; `label` int (-1 where there is none); `key` str.
+    Of bucketed latents, and where there are variants by crop, int64: `size` (2,), height and width of the source image;
+    `crop` (4,), the top, left, bottom and right of what is shown in the scaled image; `bucket` (2,), height and width.
+    With variants, all is of one that is drawn at every access: `flip` bool, whether it is mirrored; `crop` is that of
+    the image before mirroring. `variants` names them, the plain one first. An image that some variants have not is
+    drawn from the others.
+    With vision: `vision[name]` (N, D), float32 or float16 as stored; its name is the folder's.
     With text: `captions[name]` str, `text_features[name]` float16 (L, D) and `text_mask[name]` int64 (L,), all ones;
-    where one is chosen by weights, its name is `caption`, and `caption_name` says which it was.
+    where one is chosen by weights, its name is `caption`, and `caption_name` says which it was. Pooled vectors, where
+    they are stored, are `text_pooled[name]` float16 (P,). Of several encoders the names are `prompt/clip-l` and so on.
     `buckets`, int64 (N, 2), is every sample's height and width in pixels, for a BucketSampler.
     Draws use PyTorch's global generator, which a DataLoader seeds anew for every worker and epoch; give ranks
     different seeds where their draws should differ.
     """
 
-    def __init__(self, latents: Path, images: Path | None, normalize: Normalize, posterior: Posterior) -> None:
+    def __init__(
+        self, latents: Path, images: Path | None, normalize: Normalize, posterior: Posterior, variants: bool = False
+    ) -> None:
         self.metadata = _metadata(latents, "latents")
         latent, model = self.metadata.latent, self.metadata.model
         assert latent is not None and model is not None
@@ -87,40 +110,47 @@ class LatentDataset(Dataset[dict[str, Any]]):
         self.statistic, self.posterior = latent.statistic, posterior
         self.channels = model.latent_channels
         self._layout, self._image_layout = layout_of_dataset(self.metadata), ImageLayout()
-        self._reader = Reader(latents)
-        self._images = None if images is None else Reader(images)
-        self._read_index(latents)
-        if images is not None:
-            _check_pairs(latents, images)
-        self._subtract, self._multiply = self._normalisation(normalize)
+        self._augmented = variants
+        own = Variant.of(self.metadata.fingerprint)
+        found = found_variants(latents, self.metadata) if variants else [(own, latents)]
+        self.variants, places = [variant for variant, _ in found], [place for _, place in found]
+        self._readers = list(map(Reader, places))
+        self._index = read_index(places, self.metadata)
+        self._images = (
+            [] if images is None else [self._pixels(*pair) for pair in zip(places, self._beside(images), strict=True)]
+        )
+        self._affine = self._normalisation(normalize)
         self.text: dict[str, TextFeatures] = {}
+        self.vision: dict[str, list[VisionFeatures]] = {}  # of every variant
         self.caption_dropout = 0.0
         self._choice: tuple[list[str], torch.Tensor] | None = None
         self.left_out: list[str] = []
 
-    def _read_index(self, path: Path) -> None:
-        """Numbers, labels, keys and geometry of every sample, in arrays."""
-        numbers, labels, keys, geometry = [], [], Texts(), []
-        for row in index_rows(path):
-            if "name" not in row:
-                continue
-            numbers.append(row["index"])
-            labels.append(_NO_LABEL if row["label"] is None else row["label"])
-            keys.add(row["key"])
-            how = row_geometry(row)
-            if how is not None:
-                geometry.append((*how.size, *how.crop, *how.bucket))
-        if not numbers:
-            raise SourceError(f"{path} holds no latents, or its {INDEX_JSONL} is missing")
-        self.numbers, self.labels = np.array(numbers, np.int64), np.array(labels, np.int64)
-        self._keys = keys.close()
-        self._geometry = np.array(geometry, np.int64) if geometry else None
+    def _beside(self, root: Path) -> list[Path]:
+        """Of another output, what goes with each of the variants."""
+        return partners(root, self.variants) if self._augmented else [root]
+
+    @staticmethod
+    def _pixels(latents: Path, images: Path) -> Reader:
+        _check_pairs(latents, images)
+        return Reader(images)
+
+    @property
+    def numbers(self) -> Array:
+        """int64 (N,): every sample's number in the dataset's names."""
+        return self._index.numbers
+
+    @property
+    def labels(self) -> Array:
+        """int64 (N,); -1 where there is none."""
+        return self._index.labels
 
     @property
     def buckets(self) -> Array:
         """int64 (N, 2): every sample's height and width in pixels."""
-        if self._geometry is not None:
-            return self._geometry[:, 6:]
+        buckets = self._index.buckets
+        if buckets is not None:
+            return buckets
         latent, model = self.metadata.latent, self.metadata.model
         assert latent is not None and model is not None
         size = [side * model.downscale_factor for side in latent.fixed_shape[1:]]
@@ -141,43 +171,56 @@ class LatentDataset(Dataset[dict[str, Any]]):
         if caption_dropout and not texts:
             raise ConfigError("caption_dropout needs text features (text=...)")
         for each in texts:
-            if each.info.label in self.text:
+            if each.name in self.text:
                 raise SourceError(
-                    f"{self.text[each.info.label].folder} and {each.folder} both hold features of "
-                    f"{each.info.label!r}: name the one to take (text=...)"
+                    f"{self.text[each.name].folder} and {each.folder} both hold features of {each.name!r}: name the "
+                    "one to take (text=...)"
                 )
-            self.text[each.info.label] = each
+            self.text[each.name] = each
         self.caption_dropout = caption_dropout
         self._choice = None if captions is None else check_weights(captions, self.text)
         if self.text:
             self._pair_text(missing_text)
 
     def _pair_text(self, missing_text: MissingText) -> None:
-        needed = list(self.text) if self._choice is None else self._choice[0]
+        needed = list(self.text) if self._choice is None else names_of(self._choice[0], self.text)
         keys = [self.key(position) for position in range(len(self))]
         known = np.stack([self._aligned(self.text[name], keys) for name in needed])
         lacking = np.flatnonzero(~known.all(axis=0))
         if not len(lacking) or missing_text == "empty":
             return
         if missing_text == "error" or len(lacking) == len(keys):
-            shown = ", ".join(keys[position] for position in lacking[:_SHOWN])
-            more = ", …" if len(lacking) > _SHOWN else ""
             raise SourceError(
-                f"{len(lacking):,} of {len(keys):,} images have no features of {' and '.join(needed)} ({shown}{more}): "
-                "make them, or load with missing_text='drop' or 'empty'"
+                f"{len(lacking):,} of {len(keys):,} images have no features of {' and '.join(needed)} "
+                f"({_some(keys, lacking)}): make them, or load with missing_text='drop' or 'empty'"
             )
         kept = np.flatnonzero(known.all(axis=0))
         self.left_out = [keys[position] for position in lacking]
-        self.numbers, self.labels = self.numbers[kept], self.labels[kept]
-        self._geometry = None if self._geometry is None else self._geometry[kept]
-        remaining = Texts()
-        for position in kept:
-            remaining.add(keys[position])
-        self._keys = remaining.close()
+        self._index.keep(kept)
         for name in needed:
             self.text[name].keep(kept)
+        for features in chain(*self.vision.values()):
+            features.keep(kept)
 
-    def _aligned(self, features: TextFeatures, keys: list[str]) -> Array:
+    def add_vision(self, folders: Sequence[Path]) -> None:
+        """Pair vision features with the samples, by the image's path; see `load`. Raises SourceError."""
+        keys = [self.key(position) for position in range(len(self))] if folders else []
+        for folder in folders:
+            name = name_of(folder)
+            if name in self.vision:
+                raise SourceError(f"{self.vision[name][0].folder} and {folder} are both called {name}: rename one")
+            found = [VisionFeatures(place) for place in self._beside(folder)]
+            check_same_variant(self.metadata, found[0].metadata, self._readers[0].path, folder)
+            self._index.known &= np.stack([self._aligned(features, keys) for features in found], axis=1)
+            lacking = np.flatnonzero(~self._index.known.any(axis=1))
+            if len(lacking):
+                raise SourceError(
+                    f"{len(lacking):,} of {len(keys):,} images have no features in {folder} ({_some(keys, lacking)}): "
+                    "make them"
+                )
+            self.vision[name] = found
+
+    def _aligned(self, features: TextFeatures | VisionFeatures, keys: list[str]) -> Array:
         known = features.align(keys)
         if not known.any():
             raise SourceError(
@@ -186,23 +229,18 @@ class LatentDataset(Dataset[dict[str, Any]]):
             )
         return known
 
-    def _normalisation(self, normalize: Normalize) -> tuple[torch.Tensor, torch.Tensor]:
-        """float32 (C, 1, 1) each: what is subtracted from z, and what the difference is multiplied by."""
+    def _normalisation(self, normalize: Normalize) -> Affine:
         model, statistics = self.metadata.model, self.metadata.statistics
         assert model is not None
-        if normalize == "channel":
-            if statistics is None:
-                raise ConfigError("normalize='channel' needs statistics, and these latents have none")
-            spread = statistics.std_sampled if self.posterior == "sample" else statistics.std
-            subtract, multiply = statistics.mean, [1 / max(value, 1e-12) for value in spread]
-        elif normalize == "factor":
-            subtract, multiply = (
-                [model.shift_factor or 0.0] * self.channels,
-                [model.scaling_factor or 1.0] * self.channels,
-            )
-        else:
-            subtract, multiply = [0.0] * self.channels, [1.0] * self.channels
-        return torch.tensor(subtract).view(-1, 1, 1), torch.tensor(multiply).view(-1, 1, 1)
+        if normalize == "none":
+            return Affine(0.0, 1.0)
+        if normalize == "factor":
+            return affine(model)
+        if statistics is None:
+            raise ConfigError("normalize='channel' needs statistics, and these latents have none")
+        spread = statistics.std_sampled if self.posterior == "sample" else statistics.std
+        shift = torch.tensor(statistics.mean).view(-1, 1, 1)
+        return Affine(shift, torch.tensor([1 / max(value, 1e-12) for value in spread]).view(-1, 1, 1))
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -212,45 +250,46 @@ class LatentDataset(Dataset[dict[str, Any]]):
             position += len(self)
         if not 0 <= position < len(self):
             raise IndexError(position)
-        number, key = int(self.numbers[position]), self.key(position)
-        stored = torch.from_numpy(self._layout.from_bytes(self._reader.read(self._layout.name(number, key)))).float()
+        number, key, variant = int(self.numbers[position]), self.key(position), self._index.draw(position)
+        data = self._readers[variant].read(self._layout.name(number, key))
+        stored = torch.from_numpy(self._layout.from_bytes(data)).float()
         sample: dict[str, Any] = {"label": int(self.labels[position]), "key": key}
+        if self._augmented:
+            sample["flip"] = self.variants[variant].flip
         if self.statistic == "moments":
             sample["moments"] = stored
             mean, std = stored.chunk(2)
             z = mean + std * torch.randn_like(std) if self.posterior == "sample" else mean
         else:
             z = stored
-        sample["latent"] = (z - self._subtract) * self._multiply
-        if self._images is not None:
-            pixels = self._image_layout.from_bytes(self._images.read(self._image_layout.name(number)))
+        sample["latent"] = self._affine.apply(z)
+        if self._images:
+            pixels = self._image_layout.from_bytes(self._images[variant].read(self._image_layout.name(number)))
             sample["image"] = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-        if self._geometry is not None:
-            how = torch.from_numpy(self._geometry[position].copy())
+        if self._index.boxes is not None:
+            how = torch.from_numpy(self._index.boxes[position, variant].astype(np.int64))
             sample |= {"size": how[:2], "crop": how[2:6], "bucket": how[6:]}
+        if self.vision:
+            sample["vision"] = {name: found[variant].read(position, key) for name, found in self.vision.items()}
         if self.text:
             self._add_text(sample, position, key)
         return sample
 
     def _add_text(self, sample: dict[str, Any], position: int, key: str) -> None:
         dropped = bool(self.caption_dropout) and torch.rand(()).item() < self.caption_dropout
-        names = {name: name for name in self.text}
+        chosen = None
         if self._choice is not None:
             labels, weights = self._choice
-            chosen = labels[int(torch.multinomial(weights, 1))]
-            names, sample["caption_name"] = {CHOSEN: chosen}, chosen
-        found = {shown: self.text[name].read(position, key, empty=dropped) for shown, name in names.items()}
-        sample["captions"] = {name: caption for name, (_, caption) in found.items()}
-        sample["text_features"] = {name: features for name, (features, _) in found.items()}
-        sample["text_mask"] = {name: torch.ones(len(f), dtype=torch.int64) for name, (f, _) in found.items()}
+            sample["caption_name"] = chosen = labels[int(torch.multinomial(weights, 1))]
+        sample |= encodings(self.text, chosen, position, key, empty=dropped)
 
     def key(self, position: int) -> str:
         """The source image's path relative to the source."""
-        return self._keys[position]
+        return self._index.keys[position]
 
     def denormalize(self, latent: torch.Tensor) -> torch.Tensor:
-        """The exact inverse of the normalisation, for (…, C, h, w): what the VAE's decoder takes."""
-        return latent / self._multiply.to(latent) + self._subtract.to(latent)
+        """The exact inverse of the normalisation, of `latent` (…, C, h, w): what the VAE's decoder takes."""
+        return self._affine.undo(latent)
 
 
 def _metadata(path: Path, kind: str) -> Metadata:
@@ -268,6 +307,7 @@ def _discovered(folder: Path) -> tuple[Path, list[Path]]:
     root = inner if inner.is_dir() else folder
     made = {path.parent: Metadata.read_beside(path.parent) for path in sorted(root.glob(f"*/{METADATA_JSON}"))}
     latents = [path for path, metadata in made.items() if metadata is not None and metadata.kind == "latents"]
+    latents = [path for path in latents if not _is_variant_of_another(path, made[path], latents)]
     if not latents:
         return folder, []
     unfinished = sorted({path.parent for path in root.glob(f"*/{WORK_FOLDER}")} - made.keys())
@@ -282,9 +322,20 @@ def _discovered(folder: Path) -> tuple[Path, list[Path]]:
     return latents[0], [path for path, metadata in made.items() if metadata is not None and metadata.kind == "text"]
 
 
+def _some(keys: Sequence[str], positions: Array) -> str:
+    """A few of these keys, for a message."""
+    return ", ".join(keys[position] for position in positions[:_SHOWN]) + (", …" if len(positions) > _SHOWN else "")
+
+
+def _is_variant_of_another(path: Path, metadata: Metadata | None, others: Sequence[Path]) -> bool:
+    """Whether this is an augmented variant that lies beside its plain dataset, which stands for both."""
+    variant = Variant.of(metadata.fingerprint) if metadata is not None else PLAIN
+    return bool(variant.suffix) and any(variant.beside(other) == path for other in others)
+
+
 def _check_pairs(latents: Path, images: Path) -> None:
     """Refuse images that are not those of the latents: by number, and by what both say they were made from."""
-    _metadata(images, "images")
+    metadata, of_images, of_photos = _metadata(latents, "latents"), _metadata(images, "images"), False
     ours = (row for row in index_rows(latents) if "name" in row)
     theirs = (row for row in index_rows(images) if "name" in row)
     for latent, image in zip_longest(ours, theirs):  # both are in order of number
@@ -294,3 +345,6 @@ def _check_pairs(latents: Path, images: Path) -> None:
             raise SourceError(f"{image['name']} has no latent in {latents}")
         if latent["source"] not in (image["digest"], image["source"]):
             raise SourceError(f"{latent['name']} was made from other bytes than {image['name']} in {images}")
+        of_photos |= latent["source"] != image["digest"]
+    if of_photos:  # which both must show alike
+        check_same_variant(metadata, of_images, latents, images)

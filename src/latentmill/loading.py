@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,43 +12,85 @@ from latentmill.decoding import DEFAULT_MAX_PIXELS, decode
 from latentmill.encoders.text import TextEncoderSpec
 from latentmill.errors import ConfigError, SampleError
 from latentmill.formats.payload import npy_array
-from latentmill.records import TRUNCATED, Sample, SampleRef
+from latentmill.records import TRUNCATED, Array, Geometry, Sample, SampleRef
 from latentmill.transforms.bucket import BucketTable
-from latentmill.transforms.crop import CROPS
+from latentmill.transforms.crop import CROPS, PLACED, crop_geometry
 from latentmill.transforms.fit import geometry, resampled
+from latentmill.transforms.variant import PLAIN, Variant, mirrored
+
+
+class Decoded(NamedTuple):
+    """A decoded photo: uint8 HWC RGB pixels, and notes on it."""
+
+    pixels: Array
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DecodeImage:
+    """Bytes of a photo to its pixels; see `decoding.decode`."""
+
+    exif: str
+    alpha: str
+    max_pixels: int
+
+    def __call__(self, data: bytes) -> Decoded:
+        return Decoded(*decode(data, exif=self.exif, alpha=self.alpha, max_pixels=self.max_pixels))
 
 
 @dataclass(frozen=True)
 class ImageLoad:
-    """Decode and crop a photo. result_size: the (width, height) that every result must have."""
+    """Crop a photo, as its variant says. result_size: the (width, height) that every result must have.
+
+    Of a crop elsewhere than in the centre the geometry is kept; it is that of the photo before mirroring.
+    """
 
     transform: str
     resolution: tuple[int, int] | None
     exif: str
     alpha: str
-    result_size: tuple[int, int]
+    result_size: tuple[int, int] | None
     max_pixels: int = DEFAULT_MAX_PIXELS
+    variant: Variant = PLAIN
 
-    def __call__(self, ref: SampleRef, data: bytes) -> Sample | None:
+    @property
+    def decode(self) -> DecodeImage:
+        return DecodeImage(self.exif, self.alpha, self.max_pixels)
+
+    def __call__(self, ref: SampleRef, decoded: Decoded) -> Sample | None:
         """Raises SampleError, and ConfigError when images differ in size and no resolution was asked for."""
-        pixels, notes = decode(data, exif=self.exif, alpha=self.alpha, max_pixels=self.max_pixels)
-        height, width = pixels.shape[:2]
-        cropped = CROPS[self.transform](pixels, *(self.resolution or (width, height)))
+        cropped, how = self._cropped(decoded.pixels, ref.key)
         if cropped is None:
             return None
         height, width = cropped.shape[:2]
-        if (width, height) != self.result_size:
-            raise ConfigError(
-                f"the images differ in size: {ref.key} is {width}x{height}, the first is "
-                f"{self.result_size[0]}x{self.result_size[1]}. Give a --resolution WxH and a "
-                "--transform (and --overwrite, if the job had begun)"
-            )
-        return Sample(ref, np.ascontiguousarray(cropped), "", notes)
+        if self.result_size not in (None, (width, height)):
+            raise differing_sizes(ref.key, (width, height), self.result_size)
+        result = mirrored(cropped) if self.variant.flip else np.ascontiguousarray(cropped)
+        return Sample(ref, result, "", decoded.notes, how)
+
+    def _cropped(self, pixels: Array, key: str) -> tuple[Array | None, Geometry | None]:
+        height, width = pixels.shape[:2]
+        resolution, place = self.resolution or (width, height), self.variant.place(key)
+        if place is None:
+            return CROPS[self.transform](pixels, *resolution), None
+        how = crop_geometry(self.transform, (height, width), resolution[::-1], place)
+        return PLACED[self.transform](pixels, *resolution, place), how
+
+
+def differing_sizes(key: str, size: tuple[int, int], first: tuple[int, int]) -> ConfigError:
+    """What is wrong where images differ in (width, height) and no resolution was asked for."""
+    return ConfigError(
+        f"the images differ in size: {key} is {size[0]}x{size[1]}, the first is {first[0]}x{first[1]}. "
+        "Give a --resolution WxH and a --transform (and --overwrite, if the job had begun)"
+    )
 
 
 @dataclass(frozen=True)
 class BucketLoad:
-    """Decode a photo and bring it to the nearest bucket's size; see `transforms.fit`."""
+    """Bring a photo to the nearest bucket's size, as its variant says; see `transforms.fit`.
+
+    The geometry is that of the photo before mirroring.
+    """
 
     table: BucketTable
     fit: str
@@ -54,20 +98,33 @@ class BucketLoad:
     exif: str
     alpha: str
     max_pixels: int = DEFAULT_MAX_PIXELS
+    variant: Variant = PLAIN
 
-    def __call__(self, ref: SampleRef, data: bytes) -> Sample | None:
+    @property
+    def decode(self) -> DecodeImage:
+        return DecodeImage(self.exif, self.alpha, self.max_pixels)
+
+    def __call__(self, ref: SampleRef, decoded: Decoded) -> Sample | None:
         """Raises SampleError, also where the image has not the size that its row or header said."""
         if ref.size is None:
             raise SampleError("read", "its header could not be read when the job began; run the job again")
-        pixels, notes = decode(data, exif=self.exif, alpha=self.alpha, max_pixels=self.max_pixels)
+        pixels, notes = decoded
         size = pixels.shape[0], pixels.shape[1]
         if size != ref.size:
             raise SampleError(
                 "decode",
                 f"the image is {size[1]}x{size[0]} (width x height), its row says {ref.size[1]}x{ref.size[0]}",
             )
-        how = geometry(self.fit, size, self.table.nearest(*size).size)
-        return Sample(ref, resampled(pixels, how, self.resample), "", notes, how)
+        how = geometry(self.fit, size, self.table.nearest(*size).size, self.variant.place(ref.key))
+        shown = resampled(pixels, how, self.resample)
+        return Sample(ref, mirrored(shown) if self.variant.flip else shown, "", notes, how)
+
+
+class DecodeText:
+    """UTF-8 bytes to text."""
+
+    def __call__(self, data: bytes) -> str:
+        return data.decode()
 
 
 @dataclass(frozen=True)
@@ -75,22 +132,49 @@ class CaptionLoad:
     """Caption text to the token ids that an encoder takes; notes what truncation cut."""
 
     spec: TextEncoderSpec
+    decode = DecodeText()
 
-    def __call__(self, ref: SampleRef, data: bytes) -> Sample | None:
-        tokens = self.spec.tokenize([data.decode()])[0]
+    def __call__(self, ref: SampleRef, decoded: str) -> Sample | None:
+        tokens = self.spec.tokenize([decoded])[0]
         notes = (TRUNCATED,) if tokens.full_length > len(tokens.ids) else ()
         return Sample(ref, tokens.ids, "", notes)
 
 
-@dataclass(frozen=True)
-class LatentLoad:
-    """Read a stored latent; of moments, keep the mean. channels: C of the model."""
+class DecodeArray:
+    """Bytes of an `.npy` to its array."""
 
-    channels: int
-
-    def __call__(self, ref: SampleRef, data: bytes) -> Sample | None:
+    def __call__(self, data: bytes) -> Array:
         try:
-            array = npy_array(data)
+            return npy_array(data)
         except (ValueError, EOFError, OSError) as error:
             raise SampleError("decode", f"not an array that can be read: {error}") from error
-        return Sample(ref, array[: self.channels], "")
+
+
+@dataclass(frozen=True)
+class LatentLoad:
+    """Take a stored latent; of moments, the mean. channels: C of the model."""
+
+    channels: int
+    decode = DecodeArray()
+
+    def __call__(self, ref: SampleRef, decoded: Array) -> Sample | None:
+        return Sample(ref, decoded[: self.channels], "")
+
+
+@dataclass(frozen=True)
+class AlteredLoad:
+    """What `images` gives, altered for an encoder: resized for a vision model, divided for a VAE.
+
+    alter: uint8 HWC -> uint8 HWC; raises SampleError.
+    """
+
+    images: ImageLoad
+    alter: Callable[[Array], Array]
+
+    @property
+    def decode(self) -> DecodeImage:
+        return self.images.decode
+
+    def __call__(self, ref: SampleRef, decoded: Decoded) -> Sample | None:
+        sample = self.images(ref, decoded)
+        return None if sample is None else replace(sample, array=self.alter(sample.array))

@@ -56,7 +56,7 @@ class Same:
         if not old.stage:
             return old.geometry is None or old.geometry.size == ref.size
         try:
-            self.load(ref, self.source.read(ref))
+            self.load(ref, self.load.decode(self.source.read(ref)))
         except SampleError as error:
             return (error.stage, error.reason) == (old.stage, old.reason)
         return old.stage == "encode"

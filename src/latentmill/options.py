@@ -185,8 +185,12 @@ CaptionLabel = Annotated[
     list[str] | None, typer.Option(help="Which caption; repeatable. Default: prompt.", rich_help_panel=_TEXT)
 ]
 MaxLength = Annotated[
-    int, typer.Option(metavar="N", help="Tokens that a caption may have; longer ones are cut.", rich_help_panel=_TEXT)
-]
+    int | None,
+    typer.Option(
+        metavar="N", help="Tokens that a caption may have; longer ones are cut. Default: the model's own, of T5 300.",
+        rich_help_panel=_TEXT,
+    ),
+]  # fmt: skip
 Pad = Annotated[
     bool,
     typer.Option(

@@ -99,8 +99,6 @@ def write_plan(
         replacing(folder / "dropped.jsonl") as dropped,
     ):
         refs = writer.to_compute(listing, kept, dropped)
-        if batching.sorts:
-            refs = iter(sorted(refs, key=lambda ref: (batching.key(ref), ref.index)))
         for ref, first in batching.cut(refs):
             samples.write(writer.compute(ref, first))
     source = writer.source_digest(listing.classes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from latentmill.errors import SampleError
@@ -10,15 +11,31 @@ from latentmill.records import Array, Encoded, Sample, SampleRef
 
 
 class Source(Protocol):
-    """Reads the bytes of what it listed. Picklable; `read` may be called from many threads. Raises SampleError."""
+    """Reads the bytes of what it listed. Picklable; `read` may be called from many threads. Raises SampleError.
 
+    root: keys of sources of the same root tell the same samples; None where no other source has them.
+    """
+
+    @property
+    def root(self) -> Path | None: ...
     def read(self, ref: SampleRef) -> bytes: ...
 
 
-class Load(Protocol):
-    """Bytes of one image to what an encoder takes; None where the transform's rule leaves it out. Picklable."""
+class Decode(Protocol):
+    """Bytes of one sample to what a Load takes. Equal ones give the same, which is then made once. Picklable."""
 
-    def __call__(self, ref: SampleRef, data: bytes) -> Sample | None: ...
+    def __call__(self, data: bytes) -> Any: ...
+
+
+class Load(Protocol):
+    """What was decoded of one sample to what an encoder takes; None where the transform's rule leaves it out.
+
+    Picklable. What was decoded may be shared: it is not changed. Raises SampleError.
+    """
+
+    @property
+    def decode(self) -> Decode: ...
+    def __call__(self, ref: SampleRef, decoded: Any) -> Sample | None: ...
 
 
 class Encoder(Protocol):
@@ -54,12 +71,11 @@ class Layout(Protocol):
 class Batching(Protocol):
     """How samples become batches, decided once, in the plan, so that a sample's company never depends on timing.
 
-    sorts: whether `key` orders the samples, else the listing does. cut: tells of each sample whether it begins a batch.
-    cost: work that a sample takes, in any unit.
+    cut: the samples in order of their batches, telling of each whether it begins one. sorts: whether that is another
+    order than the listing's. cost: work that a sample takes, in any unit.
     """
 
     @property
     def sorts(self) -> bool: ...
-    def key(self, ref: SampleRef) -> tuple[Any, ...]: ...
     def cut(self, refs: Iterable[SampleRef]) -> Iterator[tuple[SampleRef, bool]]: ...
     def cost(self, ref: SampleRef) -> float: ...

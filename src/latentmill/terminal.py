@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,8 +15,10 @@ from latentmill.files import counted as counted
 from latentmill.files import printable
 
 if TYPE_CHECKING:
-    from latentmill.outcome import Event, Result
+    from latentmill.outcome import Event, Result, Tell
+    from latentmill.transforms.bucket_report import BucketReport
 
+_SHOWN_LEFT_OUT = 20
 _PLAIN_SECONDS = 10.0  # between progress lines where there is no terminal
 _TRANSFORMING = ("convert", "encode")  # what leaves images out by a transform's rule, not by the reader's
 
@@ -38,7 +41,7 @@ def summarise(command: str, result: Result, source: Path, what: str = "images") 
         out.print(f"[green]already finished:[/] {shown(result.dest)} holds all {stored}; nothing to do")
     else:
         rate = result.computed / result.seconds if result.seconds else 0.0
-        done = f"{counted(result.computed, what)} in {_clock(result.seconds)} ({rate:,.1f}/s), {human(result.bytes)}"
+        done = f"{counted(result.computed, what)} in {clock(result.seconds)} ({rate:,.1f}/s), {human(result.bytes)}"
         out.print(f"[green]{command} done:[/] {shown(result.dest)}: {result.stored:,} stored; {done}")
     if result.skipped:
         from latentmill.formats.pixart import MAX_RATIO
@@ -71,33 +74,59 @@ def _explained(note: str) -> str:
     return f" ({texts[note]})" if note in texts else ""
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Seconds as a person reads them."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d} min"
 
 
+def _bars() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[rejects]}"),
+        console=out,
+        auto_refresh=False,
+        transient=True,
+    )
+
+
+class Board:
+    """Shows the events of several jobs that run together, a bar each."""
+
+    def __init__(self, shown_as: Callable[[str], tuple[str, str]]) -> None:
+        self._shown_as, self._progress = shown_as, _bars()
+        self._displays: dict[str, Display] = {}
+
+    def tell_of(self, name: str) -> Tell:
+        """What takes the events of the job of this name."""
+        if name not in self._displays:
+            self._displays[name] = Display(*self._shown_as(name), self._progress)
+        return self._displays[name].tell
+
+    def __enter__(self) -> Board:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for display in self._displays.values():
+            display.__exit__(*error)
+
+
 class Display:
     """Shows a job's events: a live bar on a terminal, a line now and then elsewhere.
 
     Redrawn only on events, without a thread of its own: workers are forked while it is on the screen.
-    what: is counted, in the plural.
+    what: is counted, in the plural. progress: the bars that this one is among.
     """
 
-    def __init__(self, command: str, what: str = "images") -> None:
+    def __init__(self, command: str, what: str = "images", progress: Progress | None = None) -> None:
         self.command, self.what = command, what
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[rejects]}"),
-            console=out,
-            auto_refresh=False,
-            transient=True,
-        )
+        self.progress = progress or _bars()
         self.bar: TaskID | None = None
         self.started = self.printed = time.monotonic()
         self.first_done = 0
@@ -139,8 +168,30 @@ class Display:
             self.printed = now
             left = (event.total - event.done) * (now - self.started) / max(event.done - self.first_done, 1)
             out.print(
-                f"{self.command}: {event.done:,} of {event.total:,}, {rate}, {_clock(left)} left {_rejects(event)}"
+                f"{self.command}: {event.done:,} of {event.total:,}, {rate}, {clock(left)} left {_rejects(event)}"
             )
+
+
+def print_buckets(report: BucketReport) -> None:
+    """What a bucket table does to images, a line for each bucket that has any."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("height x width", "ratio", "images", "cropped away", "distortion", "upscaled"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    rows = [row for row in report.rows() if row.images]
+    for row in rows:
+        table.add_row(f"{row.bucket[0]} x {row.bucket[1]}", f"{row.ratio:g}", f"{row.images:,}",
+                      f"{row.cropped_away:.1%}", f"{row.distortion:.1%}", f"{row.upscaled:,}")  # fmt: skip
+    total = report.totals()
+    table.add_row("all", "", f"{total.images:,}", f"{total.cropped_away:.1%}", f"{total.distortion:.1%}",
+                  f"{total.upscaled:,}", style="bold")  # fmt: skip
+    out.print(table)
+    out.print(f"{len(rows)} of {counted(len(report.table.buckets), 'buckets')} have images")
+    for item in report.left_out[:_SHOWN_LEFT_OUT]:
+        err.print(f"[yellow]left out:[/] {shown(item.key)}: {shown(item.reason)}")
+    if len(report.left_out) > _SHOWN_LEFT_OUT:
+        err.print(f"… and {len(report.left_out) - _SHOWN_LEFT_OUT:,} more are left out")
 
 
 def _rejects(event: Event) -> str:

@@ -20,6 +20,7 @@ from latentmill.formats.metadata import (
     DATASET_JSON,
     INDEX_JSONL,
     METADATA_JSON,
+    RECIPE_TOML,
     REJECTS_JSONL,
     REPORT_JSON,
     WORK_FOLDER,
@@ -34,10 +35,11 @@ from latentmill.formats.metadata import (
 from latentmill.formats.payload import ARRAY_ERRORS
 from latentmill.formats.repa import ImageLayout
 from latentmill.formats.stored_zip import changed_records
+from latentmill.formats.vision import stored_shape
 from latentmill.outcome import Event, Tell, quiet
 from latentmill.stages import Layout
 
-_OWN_FILES = frozenset({DATASET_JSON, METADATA_JSON, INDEX_JSONL, REJECTS_JSONL, REPORT_JSON})
+_OWN_FILES = frozenset({DATASET_JSON, METADATA_JSON, INDEX_JSONL, REJECTS_JSONL, REPORT_JSON, RECIPE_TOML})
 _TELL_EVERY = 256
 
 
@@ -273,11 +275,13 @@ def _expected(metadata: Metadata, row: dict[str, Any]) -> tuple[str, tuple[int |
     """The dtype and shape that a row's array must have; None where any length will do."""
     if metadata.text is not None:
         return metadata.text.dtype, (row["tokens"], metadata.text.width)
+    geometry = row_geometry(row)
+    if metadata.vision is not None:
+        return metadata.vision.dtype, stored_shape(metadata.vision, None if geometry is None else geometry.bucket)
     if metadata.latent is None:
         width, height = metadata.image_size or (None, None)
         return "uint8", (height, width, 3)
     channels, height, width = metadata.latent.shape
-    geometry = row_geometry(row)
     if geometry is not None and metadata.model is not None:
         height, width = (side // metadata.model.downscale_factor for side in geometry.bucket)
     return metadata.latent.dtype, (channels, height, width)

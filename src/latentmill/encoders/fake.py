@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from latentmill.errors import SampleError
-from latentmill.formats.metadata import ModelInfo
+from latentmill.formats.metadata import ModelInfo, Normalization
 from latentmill.records import Encoded, Sample
 
 _FACTOR = 8
@@ -22,6 +22,7 @@ FAKE_INFO = ModelInfo(
     latent_channels=4,
     downscale_factor=_FACTOR,
     scaling_factor=1.0,
+    normalization=Normalization(kind="scale-shift", scaling_factor=1.0),
 )
 
 

@@ -1,4 +1,4 @@
-"""Captions to text features: a T5 encoder of transformers, and the protocol that other families join.
+"""Captions to text features: the encoders of transformers, in families that differ in tokenizer, model and output.
 
 A caption becomes token ids once, without the model; the encoder takes batches of ids. A batch that does not fit in
 the device's memory is halved; ids that come twice are computed once; what is not finite in half precision is computed
@@ -7,90 +7,128 @@ again in float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from latentmill.encoders.device import prepare_device
+from latentmill.encoders.device import choose_device, prepare_device
 from latentmill.encoders.memory import Halving
-from latentmill.encoders.text_models import ResolvedTextModel
-from latentmill.errors import ModelError, SampleError
+from latentmill.encoders.text_families import features_of, load_model, pooled_of
+from latentmill.encoders.text_models import ResolvedTextModel, resolve_text
+from latentmill.encoders.text_settings import PLAIN, TextSettings
+from latentmill.encoders.text_tokens import CaptionTokenizer
+from latentmill.encoders.text_tokens import Tokens as Tokens
+from latentmill.encoders.text_tokens import load_tokenizer as load_tokenizer
+from latentmill.errors import ConfigError, ModelError, SampleError
+from latentmill.formats.metadata import Value
 from latentmill.records import RECOMPUTED_FLOAT32, Array, Encoded, Sample
+from latentmill.registry import TEXT_MODELS
 from latentmill.stages import Encoder
 
-if TYPE_CHECKING:
-    import torch
-    from transformers import T5EncoderModel, T5TokenizerFast
-
-_CAPTIONS_AT_ONCE = 4096  # bounds the memory of the tokenizer's own records, which are large
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """One caption for a text encoder.
-
-    ids: int64 (L,), the real tokens up to `max_length`, closing token included. full_length: how many there would be
-    without that bound; the caption was truncated where it is more than L.
-    """
-
-    ids: Array
-    full_length: int
+POOLED = "pooled"  # its name beside the features
+Precision = Literal["float32", "bfloat16", "float16"]
 
 
 class TextEncoderSpec(Protocol):
     """Describes a text encoder; picklable and cheap. Families differ in tokenizer, model and width.
 
-    The encoder that `open` loads takes samples whose `array` is the `ids` of a Tokens, and gives float16 (L, width):
-    a vector for each real token.
+    The encoder that `open` loads takes samples whose `array` is the `ids` of a Tokens, and gives float16 (L, width): a
+    vector for each position that is stored, `lengths` of them; and beside it `pooled`, float16 (pooled_width,), where
+    both are asked for. Where the pooled vector is all (`has_features` is False), the array is that, (1, width), and its
+    length is 1.
+    overhead: tokens that a caption takes to compute beside those that are stored. described: settings of the encoder,
+    for metadata and fingerprint.
     """
 
     @property
     def max_length(self) -> int: ...
     @property
     def width(self) -> int: ...
+    @property
+    def pooled_width(self) -> int | None: ...
+    @property
+    def has_features(self) -> bool: ...
+    @property
+    def overhead(self) -> int: ...
+    def described(self) -> dict[str, Value]: ...
     def tokenize(self, captions: Sequence[str]) -> list[Tokens]: ...
+    def lengths(self, captions: Sequence[str]) -> list[int]: ...
     def open(self) -> Encoder: ...
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
 class TextSpec:
-    """How features are computed with T5. Everything here but `device` may change their bytes.
+    """How features are computed. Everything here but `device` may change their bytes.
 
-    max_length: tokens that a caption may have, closing token included.
+    max_length: positions that are stored of a caption at most, its closing token included.
+    Raises ModelError where the model cannot do what the settings ask for.
     """
 
     model: ResolvedTextModel
     device: str
-    dtype: Literal["float32", "bfloat16", "float16"]
+    dtype: Precision
     max_length: int
     threads: int
+    settings: TextSettings = PLAIN
+
+    def __post_init__(self) -> None:
+        info, longest = self.model.info, self.model.longest
+        if self.settings.output != "features" and self.model.pooled_width is None:
+            raise ModelError(f"{info.name} ({info.class_name}) has no pooled output: text setting output = features")
+        if self.max_length < 1 or (longest is not None and self.max_length > longest):
+            most = "" if longest is None else f" and at most {longest}, the positions of {info.name}"
+            raise ConfigError(f"max-length must be at least 1{most}. Found: {self.max_length}")
 
     @property
     def width(self) -> int:
-        """D of a feature vector."""
-        return self.model.info.width
+        """D of a vector that is stored as the array."""
+        if not self.has_features:
+            return self.model.pooled_width or 0
+        return self.model.info.width * max(1, len(self.settings.layers))
+
+    @property
+    def pooled_width(self) -> int | None:
+        """P of the pooled vector; None where it is not stored."""
+        return None if self.settings.output == "features" else self.model.pooled_width
+
+    @property
+    def has_features(self) -> bool:
+        return self.settings.output != "pooled"
+
+    @property
+    def overhead(self) -> int:
+        dropped = self._tokenizer.drop if self.settings.drop else 0
+        return dropped if self.has_features else dropped + self.max_length - 1
+
+    def described(self) -> dict[str, Value]:
+        return self.settings.described()
 
     def tokenize(self, captions: Sequence[str]) -> list[Tokens]:
-        """Token ids of each caption (of valid Unicode), stripped as PixArt's tools strip it. Opens the tokenizer alone.
+        """Token ids of each caption (of valid Unicode). Opens the tokenizer alone; raises ModelError."""
+        return self._tokenizer(captions)
 
-        Raises ModelError where that cannot be loaded.
-        """
-        tokens: list[Tokens] = []
-        for start in range(0, len(captions), _CAPTIONS_AT_ONCE):
-            stripped = [caption.strip() for caption in captions[start : start + _CAPTIONS_AT_ONCE]]
-            encodings = self._tokenizer.backend_tokenizer.encode_batch(stripped)
-            tokens += [self._bounded(np.array(encoding.ids, dtype=np.int64)) for encoding in encodings]
-        return tokens
+    def lengths(self, captions: Sequence[str]) -> list[int]:
+        """How many vectors are stored of each caption."""
+        if not self.has_features:
+            return [1] * len(captions)
+        return [len(tokens.ids) - self._dropped(tokens.ids) for tokens in self.tokenize(captions)]
 
-    def _bounded(self, ids: Array) -> Tokens:
-        """As the tokenizer itself truncates: the first tokens, and the closing one."""
-        if len(ids) <= self.max_length:
-            return Tokens(ids, len(ids))
-        return Tokens(np.append(ids[: self.max_length - 1], ids[-1]), len(ids))
+    def _dropped(self, ids: Array) -> int:
+        if not self.settings.drop or (self.settings.empty == "bare" and np.array_equal(ids, self._tokenizer.bare)):
+            return 0
+        return min(self._tokenizer.drop, len(ids) - self._tokenizer.kept_first)
+
+    def trimmed(self, ids: Array, vectors: Array) -> Array:
+        """(L, D) of all ids -> of those that are stored."""
+        dropped = self._dropped(ids)
+        if not dropped:
+            return vectors.copy()
+        first = self._tokenizer.kept_first
+        return np.concatenate([vectors[:first], vectors[first + dropped :]])
 
     def open(self) -> TextEncoder:
         """Load the model. Raises ModelError."""
@@ -105,15 +143,52 @@ class TextSpec:
         return TextEncoder(self)
 
     @cached_property
-    def _tokenizer(self) -> T5TokenizerFast:
-        return load_tokenizer(self.model)
+    def _tokenizer(self) -> CaptionTokenizer:
+        return CaptionTokenizer(self.model, self.settings, self.max_length)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in ("_opened", "_tokenizer")}
 
 
+def text_spec(
+    name: str,
+    *,
+    source: str | None = None,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    tokenizer: str | None = None,
+    max_length: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    dtype: Precision = "float32",
+    threads: int = 1,
+) -> TextSpec:
+    """A text encoder, ready to be opened.
+
+    name: a short name (`registry.TEXT_MODELS`, `mini`), a hub repository or a folder. source: a repository or folder
+    to take in place of the one that a short name stands for, with that name's subfolders and settings. subfolder,
+    tokenizer: of the encoder and of its tokenizer there. max_length, settings (those of TextSettings, by name): in
+    place of the model's usual ones. Raises ModelError or ConfigError.
+    """
+    entry = TEXT_MODELS.get(name)
+    if entry is not None:
+        subfolder, tokenizer = subfolder or entry.subfolder, tokenizer or entry.tokenizer
+    model = resolve_text(source or name, revision, subfolder, tokenizer)
+    usual = entry.settings if entry else model.family.settings
+    if max_length is None:
+        max_length = entry.max_length if entry else min(model.family.max_length, model.longest or 1 << 30)
+    return TextSpec(model, choose_device(device), dtype, max_length, threads, usual.changed(settings or {}))
+
+
+class _Vectors(NamedTuple):
+    """Of one caption, float16: at the positions that are stored (L, D); the pooled one (P,), where it is asked for."""
+
+    features: Array
+    pooled: Array | None
+
+
 class TextEncoder:
-    """int64 token ids (L,) -> float16 features (L, D): T5's last hidden state at the real tokens.
+    """int64 token ids (L,) -> float16 features (L, D) of the chosen layers, without the template's; and pooled ones.
 
     told: is called with the tokens, padding included, that a batch may have from now on, each time that memory runs
     out. rows_computed: rows of ids that were computed; fewer than the captions where some are alike.
@@ -127,14 +202,23 @@ class TextEncoder:
         self.rows_computed = 0
         self.halving = Halving[Array]("caption", _padded_tokens)
         self.device = prepare_device(spec.device, spec.threads)
-        self.model = load_t5(spec.model, self.device, getattr(torch, spec.dtype))
+        self.model = load_model(spec.model, self.device, getattr(torch, spec.dtype))
+        self._check_layers()
         self._last: dict[bytes, Encoded | SampleError] = {}
 
+    def _check_layers(self) -> None:
+        states = self.model.config.num_hidden_layers + 1  # the embeddings are one
+        if wrong := [layer for layer in self.spec.settings.layers if not -states <= layer < states]:
+            raise ConfigError(
+                f"text setting layers must be between {-states} and {states - 1}, as {self.spec.model.info.name} has "
+                f"them. Found: {wrong[0]}"
+            )
+
     @cached_property
-    def _float32_model(self) -> T5EncoderModel:
+    def _float32_model(self) -> Any:
         import torch
 
-        return load_t5(self.spec.model, self.device, torch.float32)
+        return load_model(self.spec.model, self.device, torch.float32)
 
     def encode(self, samples: Sequence[Sample]) -> list[Encoded | SampleError]:
         """Features of one batch, padded to its longest row. Ids of this batch or the one before are computed once.
@@ -150,17 +234,17 @@ class TextEncoder:
     def _encoded(self, rows: Sequence[Array]) -> list[Encoded | SampleError]:
         found = self._computed(self.model, rows)
         self.rows_computed += len(rows)
-        results = [_checked(array) for array in found]
+        results = [_checked(vectors) for vectors in found]
         again = [place for place, result in enumerate(results) if isinstance(result, SampleError)]
         if again and self.spec.dtype != "float32":
             better = self._computed(self._float32_model, [rows[place] for place in again])
-            for place, array in zip(again, better, strict=True):
-                results[place] = _checked(array, (RECOMPUTED_FLOAT32,))
+            for place, vectors in zip(again, better, strict=True):
+                results[place] = _checked(vectors, (RECOMPUTED_FLOAT32,))
         return results
 
-    def _computed(self, model: T5EncoderModel, rows: Sequence[Array]) -> list[Array]:
-        """float16 (L, D) of each row, in as many batches as the memory asks for."""
-        largest = max((int(ids.max()) for ids in rows), default=0)
+    def _computed(self, model: Any, rows: Sequence[Array]) -> list[_Vectors]:
+        """Vectors of each row, in as many batches as the memory asks for."""
+        largest = max((int(_tokens(ids).max()) for ids in rows), default=0)
         if largest >= model.config.vocab_size:
             raise ModelError(
                 f"the tokenizer of {self.spec.model.info.name} gives token {largest}, but its text encoder knows "
@@ -168,83 +252,57 @@ class TextEncoder:
             )
         return self.halving.in_halves(lambda batch: self._forward(model, batch), rows, self.told)
 
-    def _forward(self, model: T5EncoderModel, rows: Sequence[Array]) -> list[Array]:
+    def _forward(self, model: Any, rows: Sequence[Array]) -> list[_Vectors]:
         import torch
 
-        longest = max(map(len, rows))
-        ids = np.full((len(rows), longest), model.config.pad_token_id, dtype=np.int64)
-        mask = np.zeros_like(ids)
-        for number, row in enumerate(rows):
-            ids[number, : len(row)] = row
-            mask[number, : len(row)] = 1
+        settings = self.spec.settings
+        ids, mask = _padded(rows, getattr(model.config, "pad_token_id", None) or 0)
+        more: dict[str, Any] = dict(self.spec.model.family.forward)
+        if settings.mask:
+            more["attention_mask"] = torch.from_numpy(mask).to(self.device)
+        if settings.layers:
+            more["output_hidden_states"] = True
         with torch.inference_mode():
-            hidden = model(
-                input_ids=torch.from_numpy(ids).to(self.device),
-                attention_mask=torch.from_numpy(mask).to(self.device),
-            ).last_hidden_state
-            stored: Array = hidden.to(torch.float16).cpu().numpy()
-        return [stored[number, : len(row)].copy() for number, row in enumerate(rows)]
+            output = model(input_ids=torch.from_numpy(ids).to(self.device), **more)
+            pooled = None if settings.output == "features" else _stored(pooled_of(output))
+            if settings.output == "pooled":
+                assert pooled is not None
+                return [_Vectors(vector[None], None) for vector in pooled]
+            stored = _stored(features_of(output, settings.layers))
+        return [
+            _Vectors(self.spec.trimmed(row, stored[number, : len(row)]), None if pooled is None else pooled[number])
+            for number, row in enumerate(rows)
+        ]
 
 
-def load_tokenizer(model: ResolvedTextModel) -> T5TokenizerFast:
-    """The tokenizer, set to neither truncate nor pad. Raises ModelError."""
-    from transformers import T5TokenizerFast
-
-    try:
-        with _quietly():
-            tokenizer = T5TokenizerFast.from_pretrained(model.folder_tokenizer, local_files_only=True)
-    except Exception as error:  # of a damaged file, the tokenizers library raises no narrower one
-        raise ModelError(
-            f"the tokenizer of {model.info.name} cannot be loaded (is a file of it damaged?): {_in_short(error)}"
-        ) from error
-    tokenizer.backend_tokenizer.no_truncation()
-    tokenizer.backend_tokenizer.no_padding()
-    if tokenizer.backend_tokenizer.encode("").ids != [tokenizer.eos_token_id]:
-        raise ModelError(f"the tokenizer of {model.info.name} does not close a text with </s>, as T5's tokenizers do")
-    return tokenizer
+def _padded(rows: Sequence[Array], padding: int) -> tuple[Array, Array]:
+    """Rows as the model takes them, int64 (N, L) each: tokens, and a mask that is 0 at padding of any kind."""
+    ids = np.full((len(rows), max(map(len, rows))), padding, dtype=np.int64)
+    mask = np.zeros_like(ids)
+    for number, row in enumerate(rows):
+        ids[number, : len(row)] = _tokens(row)
+        mask[number, : len(row)] = row >= 0
+    return ids, mask
 
 
-def load_t5(model: ResolvedTextModel, device: torch.device, dtype: torch.dtype) -> T5EncoderModel:
-    """The encoder in evaluation mode, from safetensors. Raises ModelError, also where weights are missing.
-
-    In float16, transformers keeps the layers that overflow most (`wo`) in float32.
-    """
-    import torch
-    from safetensors import SafetensorError
-    from transformers import T5EncoderModel
-
-    try:
-        with _quietly():
-            t5, loading = T5EncoderModel.from_pretrained(
-                model.folder_encoder,
-                use_safetensors=True,
-                local_files_only=True,
-                torch_dtype=dtype,
-                output_loading_info=True,
-            )
-        t5 = t5.eval().requires_grad_(False).to(device)
-    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
-        raise ModelError(f"{model.info.name} cannot be loaded: {_in_short(error)}") from error
-    if missing := sorted(loading["missing_keys"]):
-        raise ModelError(
-            f"the weights of {model.info.name} are not whole: {len(missing)} tensors are missing, {missing[0]} first"
-        )
-    if dtype == torch.float16:
-        for block in t5.encoder.block:
-            block.layer[0].register_forward_hook(_infinity_to_nan)
-    return t5
+def _tokens(ids: Array) -> Array:
+    """The tokens that ids stand for; see `Tokens`."""
+    return np.where(ids < 0, ~ids, ids)
 
 
-def _infinity_to_nan(module: object, inputs: object, output: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Keep an overflow of the attention visible: transformers would clamp infinity to a large, wrong number."""
+def _stored(vectors: Any) -> Array:
     import torch
 
-    return (output[0].masked_fill(output[0].isinf(), torch.nan), *output[1:])
+    array: Array = vectors.to(torch.float16).cpu().numpy()
+    return array
 
 
-def _checked(array: Array, notes: tuple[str, ...] = ()) -> Encoded | SampleError:
-    if np.isfinite(array).all():
-        return Encoded(array, notes)
+def _checked(vectors: _Vectors, notes: tuple[str, ...] = ()) -> Encoded | SampleError:
+    features, pooled = vectors
+    if not len(features):
+        return SampleError("encode", "no token of the caption is left where those of the template are dropped")
+    if np.isfinite(features).all() and (pooled is None or np.isfinite(pooled).all()):
+        return Encoded(features, notes) if pooled is None else Encoded(features, notes, beside={POOLED: pooled})
     return SampleError("encode", "the text features are not finite, or too large for float16, in float32 too")
 
 
@@ -252,25 +310,5 @@ def _padded_tokens(rows: Sequence[Array]) -> int:
     return len(rows) * max(map(len, rows), default=0)
 
 
-def _in_short(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
-
-
 def _nobody(limit: int) -> None:
     """Who is told where no one asked to be."""
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without transformers' progress bars and load reports; what matters of them is an error here."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

@@ -8,77 +8,123 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from latentmill.encoders.hub import config_digest, config_of, download, model_files, repository_of, weights_digest
+from latentmill.encoders.text_families import FAMILIES, Family, family_of, shape_of
 from latentmill.errors import ModelError
 from latentmill.formats.metadata import TextModelInfo
 from latentmill.registry import MINI, TEXT_MODELS
 
-_TEXT_CLASS = "T5EncoderModel"
-_TEXT_KIND = "t5"  # `model_type` in transformers' config.json
 _TEXT_WEIGHTS = "model"
-_VOCABULARIES = ("spiece.model", "tokenizer.json")  # one of them makes a tokenizer
-_TOKENIZER_FILES = ("added_tokens.json", "special_tokens_map.json", "tokenizer_config.json", *_VOCABULARIES)
+_ENCODER, _TOKENIZER = "text_encoder", "tokenizer"  # in a pipeline's folder
+_TOKENIZER_FILES = (
+    *("added_tokens.json", "chat_template.jinja", "merges.txt", "special_tokens_map.json", "tokenizer_config.json"),
+    *("spiece.model", "tokenizer.json", "tokenizer.model", "vocab.json"),
+)
 
 
 @dataclass(frozen=True)
 class ResolvedTextModel:
-    """A text encoder on this disk: the folders of its weights and of its tokenizer (which may be one and the same)."""
+    """A text encoder on this disk: the folders of its weights and of its tokenizer (which may be one and the same).
+
+    pooled_width: of its pooled vector, None where it has none. longest: positions that it has, None where any number.
+    """
 
     folder_encoder: Path
     folder_tokenizer: Path
     info: TextModelInfo
+    model_type: str = "t5"
+    pooled_width: int | None = None
+    longest: int | None = None
+
+    @property
+    def family(self) -> Family:
+        return FAMILIES[self.model_type]
 
 
-def resolve_text(name: str, revision: str | None = None) -> ResolvedTextModel:
-    """Find a T5 encoder and its tokenizer by short name, hub repository, folder or `mini`, downloading where needed.
+def resolve_text(
+    name: str, revision: str | None = None, subfolder: str | None = None, tokenizer: str | None = None
+) -> ResolvedTextModel:
+    """Find a text encoder and its tokenizer by short name, hub repository, folder or `mini`, downloading where needed.
 
-    They lie in the subfolders `text_encoder` and `tokenizer`, or side by side in one folder (then the encoder of a
-    whole T5 is taken). Every byte of the weights is read, for their digest. Raises ModelError.
+    subfolder, tokenizer: where they lie, as `text_encoder_2` and `tokenizer_2` (which need not be said); a short name
+    knows its own. Else they lie in `text_encoder` and `tokenizer`, or side by side in one folder (then the encoder of
+    a whole model is taken).
+    Every byte of the weights is read, for their digest. Raises ModelError.
     """
     if name == MINI:
         with as_file(files("latentmill") / "assets" / "mini-t5") as folder:
             return _described_text(folder, MINI, None)
+    entry = TEXT_MODELS.get(name)
+    if entry is not None:
+        subfolder, tokenizer = subfolder or entry.subfolder, tokenizer or entry.tokenizer
+    if subfolder and not tokenizer:
+        tokenizer = subfolder.replace(_ENCODER, _TOKENIZER)
     if Path(name).is_dir():
-        return _described_text(Path(name), name, revision, is_local=True)
+        return _described_text(Path(name), name, revision, subfolder, tokenizer, is_local=True)
     repository = repository_of(name, TEXT_MODELS, "a folder with text_encoder/ and tokenizer/")
-    wanted = [*model_files("text_encoder/", _TEXT_WEIGHTS), *(f"tokenizer/{name}" for name in _TOKENIZER_FILES)]
-    wanted += [*model_files("", _TEXT_WEIGHTS), *_TOKENIZER_FILES]
-    snapshot = download(repository, revision, wanted)
-    return _described_text(snapshot, repository, snapshot.name)
+    snapshot = download(repository, revision, _wanted(subfolder, tokenizer))
+    return _described_text(snapshot, repository, snapshot.name, subfolder, tokenizer)
 
 
-def _described_text(folder: Path, name: str, revision: str | None, is_local: bool = False) -> ResolvedTextModel:
-    apart = (folder / "text_encoder").is_dir()
-    encoder, tokenizer = (folder / "text_encoder", folder / "tokenizer") if apart else (folder, folder)
+def _wanted(subfolder: str | None, tokenizer: str | None) -> list[str]:
+    """Patterns of the files to download."""
+    encoder = [f"{subfolder or _ENCODER}/"] + ([] if subfolder else [""])
+    beside = [f"{tokenizer or _TOKENIZER}/"] + ([] if tokenizer else [""])
+    wanted = [pattern for prefix in encoder for pattern in model_files(prefix, _TEXT_WEIGHTS)]
+    return wanted + [prefix + file for prefix in beside for file in _TOKENIZER_FILES]
+
+
+def _described_text(
+    folder: Path,
+    name: str,
+    revision: str | None,
+    subfolder: str | None = None,
+    tokenizer: str | None = None,
+    is_local: bool = False,
+) -> ResolvedTextModel:
+    encoder = _part(folder, name, subfolder, _ENCODER)
+    words = _part(folder, name, tokenizer, _TOKENIZER)
     config = config_of(encoder, f"{name} has no text encoder: no text_encoder/config.json and no config.json", name)
-    kind = config.get("model_type", config.get("_class_name", "model of no known kind"))
-    if kind != _TEXT_KIND:
-        raise ModelError(f"{name} is a {kind}; captions are encoded with a {_TEXT_CLASS} (model_type {_TEXT_KIND})")
-    width = config.get("d_model")
-    if not isinstance(width, int):
-        raise ModelError(f"the config.json of {name} lacks d_model, the width of a feature vector")
-    tokenizer_sum = _tokenizer_digest(tokenizer, name)
+    family = family_of(config, name)
+    shape = shape_of(family, config, name)
+    tokenizer_sum = _tokenizer_digest(words, family, name)
     weights = weights_digest(encoder, _TEXT_WEIGHTS, name, is_local)
     return ResolvedTextModel(
         encoder,
-        tokenizer,
+        words,
         TextModelInfo(
             name=name,
             revision=revision,
-            class_name=_TEXT_CLASS,
+            class_name=shape.class_name,
             weights_sha256=weights,
             config_sha256=config_digest(config),
             tokenizer_sha256=tokenizer_sum,
             is_local=is_local,
-            width=width,
+            width=shape.width,
+            subfolder=None if subfolder == _ENCODER or encoder == folder else subfolder,
         ),
+        family.model_type,
+        shape.pooled_width,
+        shape.longest,
     )
 
 
-def _tokenizer_digest(folder: Path, name: str) -> str:
+def _part(folder: Path, name: str, subfolder: str | None, usual: str) -> Path:
+    """A part of a pipeline's folder; the folder itself where it is no pipeline's. Raises ModelError."""
+    if subfolder is None:
+        return folder / usual if (folder / _ENCODER).is_dir() else folder
+    if (folder / subfolder).is_dir():
+        return folder / subfolder
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{name} has no {subfolder}/, where that part of its text encoders should be")
+    return folder
+
+
+def _tokenizer_digest(folder: Path, family: Family, name: str) -> str:
     """SHA-256 over the bytes of the files that make the tokenizer, in order of their names."""
-    if not any((folder / vocabulary).is_file() for vocabulary in _VOCABULARIES):
+    ways = (family.vocabulary, "tokenizer.json")
+    if not any((folder / vocabulary).is_file() for vocabulary in ways):
         raise ModelError(
-            f"{name} has no tokenizer: it needs {' or '.join(_VOCABULARIES)} in tokenizer/, beside text_encoder/ "
+            f"{name} has no tokenizer: it needs {' or '.join(ways)} in tokenizer/, beside text_encoder/ "
             "(or beside config.json, where all lies in one folder)"
         )
     total = hashlib.sha256()

@@ -18,6 +18,7 @@ _OVERLAP = 0.25  # of a tile's side, at least
 def tiled_moments(moments: Callable[[Array], Array], pixels: Array, tile: int, factor: int) -> Array:
     """Moments float32 (2C, h, w) of uint8 HWC pixels. moments: of a batch of pixels NHWC, (N, 2C, h, w).
 
+    Any number of channels will do: a model without a posterior has C.
     tile: pixels of a tile's side. factor: pixels that one position stands for; sides are multiples of it.
     """
     height, width = pixels.shape[0] // factor, pixels.shape[1] // factor

@@ -1,4 +1,4 @@
-"""Diffusers' AutoencoderKL as an encoder (pixels to latents) and as a decoder (latents to pixels)."""
+"""A VAE of any family of diffusers as an encoder (pixels to latents) and as a decoder (latents to pixels)."""
 
 from __future__ import annotations
 
@@ -14,28 +14,27 @@ from latentmill.encoders.device import choose_device as choose_device
 from latentmill.encoders.device import prepare_device as prepare_device
 from latentmill.encoders.device import restore_torch as restore_torch
 from latentmill.encoders.memory import Halving, unless_out_of_memory
-from latentmill.encoders.models import ResolvedModel
+from latentmill.encoders.models import ResolvedModel, check_statistic
 from latentmill.encoders.tiles import tiled_moments
+from latentmill.encoders.vae_families import FAMILIES, Family, Vae
 from latentmill.errors import ModelError, SampleError
 from latentmill.records import RECOMPUTED_FLOAT32, SMALLER_BATCH, TILED, Array, Encoded, Sample
 from latentmill.system import available_memory
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import AutoencoderKL
 
 _TILES = (2048, 1024, 512)  # pixels of a tile's side; the first that fits is taken
-_TENSORS_AT_FULL_SIZE = 5
 _SAFE_SHARE = 0.8  # of the available memory
-_LOG_VARIANCE_LIMITS = (-30.0, 20.0)  # as diffusers' DiagonalGaussianDistribution clamps them
-_Computed = tuple[Array, tuple[str, ...]] | SampleError  # moments, and notes on how they were made
+_Computed = tuple[Array, tuple[str, ...]] | SampleError  # what the family encodes to, and notes on how it was made
 
 
 @dataclass(frozen=True)
 class VaeSpec:
     """How latents are computed. Everything here but `device` may change their bytes; all of it is kept in the plan.
 
-    store: `moments` (mean and standard deviation), `mean`, or `sample` (one draw, by `seed` and the image's digest).
+    store: `moments` (mean and standard deviation), `mean`, or `sample` (one draw, by `seed` and the image's digest); a
+    model without a posterior stores `mean`.
     tiling: an image that does not fit in memory even alone is encoded in tiles (`auto`), or rejected (`never`);
     `always` tiles every image larger than 512 pixels, in tiles of that size. See `tiles`: close, not the same.
     """
@@ -51,7 +50,7 @@ class VaeSpec:
     tiling: str = "auto"
 
     def open(self) -> VaeEncoder:
-        """Load the model. Raises ModelError."""
+        """Load the model. Raises ModelError, and ConfigError where it has no posterior to store."""
         return self._opened
 
     def close(self) -> None:
@@ -72,16 +71,18 @@ class VaeEncoder:
     def __init__(self, spec: VaeSpec) -> None:
         import torch
 
+        check_statistic(spec.model.info, spec.store)
         self.spec = spec
+        self.family = FAMILIES[spec.model.info.class_name]
         self.device = prepare_device(spec.device, spec.threads)
         self.dtype: torch.dtype = getattr(torch, spec.dtype)
         self.vae = load_vae(spec.model, self.device, self.dtype)
         self._halving: Halving[Sample] = Halving("image", cost=_pixels)
-        self._room = self._halving.limit = _room(self.vae, self.device)
+        self._room = self._halving.limit = _room(self.family, self.vae, self.device)
         self._worked = False  # whether an image has fitted
 
     @cached_property
-    def _float32_vae(self) -> AutoencoderKL:
+    def _float32_vae(self) -> Vae:
         import torch
 
         return load_vae(self.spec.model, self.device, torch.float32)
@@ -108,7 +109,7 @@ class VaeEncoder:
         moments, more = again
         return self._encoded(sample, moments, tuple(dict.fromkeys((*notes, *more, RECOMPUTED_FLOAT32))))
 
-    def _fitting(self, vae: AutoencoderKL, samples: Sequence[Sample]) -> list[_Computed]:
+    def _fitting(self, vae: Vae, samples: Sequence[Sample]) -> list[_Computed]:
         """Moments of samples of one shape, in batches that fit in memory, and how they were computed."""
         if self.spec.tiling == "always" or self._too_large(vae, samples[0]):
             return [self._alone(vae, sample) for sample in samples]
@@ -119,14 +120,14 @@ class VaeEncoder:
 
         return self._halving.in_halves(run, samples, lambda limit: None, lambda sample: self._alone(vae, sample))
 
-    def _too_large(self, vae: AutoencoderKL, sample: Sample) -> bool:
+    def _too_large(self, vae: Vae, sample: Sample) -> bool:
         return self._exceeds(vae, _pixels([sample]))
 
-    def _exceeds(self, vae: AutoencoderKL, pixels: int) -> bool:
+    def _exceeds(self, vae: Vae, pixels: int) -> bool:
         """Whether so many pixels are known not to fit; `_room` is for the precision that was asked for."""
         return self._room is not None and pixels * vae.dtype.itemsize > self._room * self.dtype.itemsize
 
-    def _alone(self, vae: AutoencoderKL, sample: Sample) -> _Computed:
+    def _alone(self, vae: Vae, sample: Sample) -> _Computed:
         """One image that does not fit as a whole: in tiles, if that is allowed and helps."""
         if self.spec.tiling == "never":
             return self._unfit(sample)
@@ -138,7 +139,7 @@ class VaeEncoder:
                 return found
         return self._unfit(sample)
 
-    def _tiled(self, vae: AutoencoderKL, sample: Sample, tile: int) -> _Computed:
+    def _tiled(self, vae: Vae, sample: Sample, tile: int) -> _Computed:
         pixels = sample.array
         if max(pixels.shape[:2]) <= tile:
             return self._moments(vae, np.stack([pixels]))[0], ()  # a copy: PyTorch warns of arrays it may not write
@@ -160,7 +161,7 @@ class VaeEncoder:
     def _encoded(self, sample: Sample, moments: Array, notes: tuple[str, ...]) -> Encoded | SampleError:
         if not np.isfinite(moments).all():
             return SampleError("encode", "the latent is not finite (NaN or infinity), in float32 too")
-        mean, std = np.split(moments, 2)
+        mean, std = np.split(moments, 2) if self.family.posterior else (moments, np.zeros_like(moments))
         if self.spec.store == "moments":
             array, kept, spread = moments, mean, std
         else:
@@ -182,16 +183,13 @@ class VaeEncoder:
         drawn: Array = mean + std * noise
         return drawn
 
-    def _moments(self, vae: AutoencoderKL, pixels: Array) -> Array:
-        """uint8 NHWC 0..255 -> float32 (N, 2C, h, w): posterior mean, then standard deviation."""
+    def _moments(self, vae: Vae, pixels: Array) -> Array:
+        """uint8 NHWC 0..255 -> float32 (N, 2C, h, w): posterior mean, then standard deviation; (N, C, h, w) if none."""
         import torch
 
         with torch.inference_mode():
             batch = to_input(pixels, self.spec.pixel_range).to(self.device, vae.dtype)
-            parameters = vae.encode(batch).latent_dist.parameters.float()
-            mean, log_variance = parameters.chunk(2, dim=1)
-            std = torch.exp(0.5 * log_variance.clamp(*_LOG_VARIANCE_LIMITS))
-            moments: Array = torch.cat([mean, std], dim=1).cpu().numpy()
+            moments: Array = self.family.encode(vae, batch).cpu().numpy()
         self._worked = True
         return moments
 
@@ -199,10 +197,12 @@ class VaeEncoder:
 class VaeDecoder:
     """Latents (C, h, w), as stored -> uint8 HWC pixels."""
 
-    def __init__(self, spec: VaeSpec) -> None:
+    def __init__(self, spec: VaeSpec, padded_from: tuple[int, int] | None = None) -> None:
         import torch
 
         self.spec = spec
+        self.padded_from = padded_from
+        self.family = FAMILIES[spec.model.info.class_name]
         self.device = prepare_device(spec.device, spec.threads)
         self.vae = load_vae(spec.model, self.device, torch.float32)
 
@@ -212,7 +212,9 @@ class VaeDecoder:
 
         latents = torch.from_numpy(np.stack([sample.array for sample in samples])).float()
         with torch.inference_mode():
-            decoded = self.vae.decode(latents.to(self.device)).sample.float().cpu()
+            decoded = self.family.decode(self.vae, latents.to(self.device)).float().cpu()
+        if self.padded_from is not None:
+            decoded = decoded[:, :, : self.padded_from[0], : self.padded_from[1]]
         low, high = self.spec.pixel_range
         # float32 NCHW low..high -> uint8 NHWC 0..255
         scaled = ((decoded - low) * (255.0 / (high - low))).round().clamp(0, 255)
@@ -222,12 +224,14 @@ class VaeDecoder:
 
 @dataclass(frozen=True)
 class DecoderSpec:
-    """Opens a VaeDecoder."""
+    """Opens a VaeDecoder. padded_from: (height, width) in pixels that pictures are cut to, as LatentInfo has it."""
 
     vae: VaeSpec
+    padded_from: tuple[int, int] | None = None
 
     def open(self) -> VaeDecoder:
-        return VaeDecoder(self.vae)
+        """Load the model. Raises ModelError."""
+        return VaeDecoder(self.vae, self.padded_from)
 
 
 def channel_sums(values: Array, std: Array) -> tuple[float, ...]:
@@ -245,17 +249,15 @@ def _pixels(samples: Sequence[Sample]) -> int:
     return sum(sample.array.shape[0] * sample.array.shape[1] for sample in samples)
 
 
-def _room(vae: AutoencoderKL, device: torch.device) -> int | None:
+def _room(family: Family, vae: Vae, device: torch.device) -> int | None:
     """Pixels that a batch may have by the available memory; None where the device itself says when it is full.
 
-    A CPU does not: the system kills the process. The encoder holds about five tensors of the first level's channels
-    at full size (measured: 20 bytes a channel and pixel in float32, 9 in bfloat16).
+    A CPU does not: the system kills the process.
     """
     available = available_memory()
     if device.type != "cpu" or available is None:
         return None
-    channels, item = vae.config["block_out_channels"][0], vae.dtype.itemsize
-    return int(_SAFE_SHARE * available / (_TENSORS_AT_FULL_SIZE * channels * item))
+    return int(_SAFE_SHARE * available / family.bytes_per_pixel(vae.config, vae.dtype.itemsize))
 
 
 def to_input(pixels: Array, pixel_range: tuple[float, float]) -> torch.Tensor:
@@ -269,17 +271,23 @@ def to_input(pixels: Array, pixel_range: tuple[float, float]) -> torch.Tensor:
     return batch / 127.5 - 1 if pixel_range == (-1.0, 1.0) else batch / 255
 
 
-def load_vae(model: ResolvedModel, device: torch.device, dtype: torch.dtype) -> AutoencoderKL:
+def load_vae(model: ResolvedModel, device: torch.device, dtype: torch.dtype) -> Vae:
     """The model in evaluation mode, from safetensors. Raises ModelError."""
-    from diffusers import AutoencoderKL
+    import diffusers
     from safetensors import SafetensorError
 
+    family = getattr(diffusers, model.info.class_name, None)
+    if family is None:
+        raise ModelError(
+            f"{model.info.name} needs a diffusers that has {model.info.class_name}. Found: {diffusers.__version__}; "
+            "pip install -U diffusers"
+        )
     try:
-        vae = AutoencoderKL.from_pretrained(
+        vae = family.from_pretrained(
             model.folder, use_safetensors=True, local_files_only=True, torch_dtype=dtype, low_cpu_mem_usage=False
         )
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
         raise ModelError(f"{model.info.name} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     vae.eval().requires_grad_(False)
-    loaded: AutoencoderKL = vae.to(device)
+    loaded: Vae = vae.to(device)
     return loaded

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from latentmill.errors import SourceError
-from latentmill.formats import pixart
+from latentmill.formats import pixart, vision
 from latentmill.formats.metadata import METADATA_JSON, Metadata
 from latentmill.formats.repa import ImageLayout, LatentLayout
 from latentmill.stages import Layout
@@ -16,7 +16,7 @@ def layout_of(code: str) -> Layout:
         return ImageLayout()
     if family == "repa" and rest in ("latents/moments", "latents/mean", "latents/sample"):
         return LatentLayout(rest.rpartition("/")[2])
-    found = pixart.layout_of(code)
+    found = pixart.layout_of(code) or vision.layout_of(code)
     if found is None:
         raise SourceError(f"{METADATA_JSON} names a layout that this version does not know: {code!r}")
     return found

@@ -26,6 +26,7 @@ METADATA_JSON = "latentmill.json"
 INDEX_JSONL = "latentmill-index.jsonl"
 REJECTS_JSONL = "latentmill-rejects.jsonl"
 REPORT_JSON = "latentmill-report.json"
+RECIPE_TOML = "latentmill-recipe.toml"
 WORK_FOLDER = ".latentmill"  # in a dataset that is being made; beside a zip, NAME.zip.latentmill
 
 _MAX_BESIDE_BYTES = 1 << 30  # labels of ten million images; a small zip may claim more
@@ -75,6 +76,11 @@ class ModelInfo(_Record):
     shift_factor: float | None = None
     normalization: Normalization | None = None
     posterior: bool = True
+
+    @property
+    def pixel_multiple(self) -> int:
+        """What both sides of an image must be multiples of, in pixels: the factor, and that of patching too."""
+        return self.downscale_factor * (self.normalization.patch if self.normalization else 1)
 
 
 class TextModelInfo(_Record):
@@ -132,7 +138,8 @@ class VisionInfo(_Record):
 class LatentInfo(_Record):
     """The stored arrays: `shape` and `dtype` of a file. `scaled` is False: latents are stored as the VAE gave them.
 
-    shape: (channels, height, width); height and width are null where every bucket has its own.
+    shape: (channels, height, width); height and width are null where every bucket has its own. padded_from: (height,
+    width) in pixels before padding on the right and at the bottom; null where nothing was padded.
     """
 
     shape: list[int | None]
@@ -141,6 +148,7 @@ class LatentInfo(_Record):
     scaled: bool = False
     pixel_range: tuple[float, float]
     compute_dtype: str
+    padded_from: tuple[int, int] | None = None
 
     @property
     def fixed_shape(self) -> tuple[int, int, int]:
@@ -162,10 +170,13 @@ class BucketInfo(_Record):
 class TextInfo(_Record):
     """The stored text features, (1, L, width): L is max_length where they are padded, else each caption's real tokens.
 
-    label: which of the captions. empty: the file with the features of the empty caption, and its digest.
+    label: which of the captions. encoder: the encoder's name in a set of several; "" where it is the only one.
+    empty: the file with the features of the empty caption, and its digest. width: of the array; where the pooled
+    vector is all that is stored, its own, and L is 1.
     """
 
     label: str
+    encoder: str = ""
     max_length: int
     padded: bool
     dtype: str

@@ -32,9 +32,11 @@ _REPLACED = (".png", ".jpg", ".webp", ".jpeg", ".JPEG", ".JPG")
 _MAX_NAME_BYTES = 255  # of one part of a path, on the filesystems that are used
 _SHOWN = 5
 _MULTI_HINT = "; the reader of --multi-scale features takes nested folders and JPEGs as they are"
-_FEATURE, _MASK = "caption_feature", "attention_mask"
+_FEATURE, _MASK, _POOLED = "caption_feature", "attention_mask", "pooled"
 _DEFLATED_BYTES = 1 << 16  # of a feature: in smaller ones the headers count, and deflating costs nothing
-_CODE = re.compile(r"pixart/(?:latents/(multi|single)|text/(multi|single)(?:/padded-(\d+))?)")
+_CODE = re.compile(
+    r"pixart/(?:latents/(multi|single)(?:/(mean|sample))?|text/(multi|single)(?:/padded-(\d+))?(?:/pooled-(\d+)(-only)?)?)"
+)
 
 
 def feature_name(key: str, reader: ReaderKind, suffix: str) -> str:
@@ -112,15 +114,16 @@ def _appended(suffix: str) -> str:
 
 @dataclass(frozen=True)
 class PixArtLatents:
-    """Moments, (2C, h/8, w/8) each, in `.npy`."""
+    """Moments, (2C, h/8, w/8), in `.npy`; `mean` or `sample`, (C, h/8, w/8), is nothing that PixArt's readers open."""
 
     reader: ReaderKind
+    statistic: str = "moments"
     kind = "latents"
     labelled = False
 
     @property
     def code(self) -> str:
-        return f"pixart/latents/{self.reader}"
+        return f"pixart/latents/{self.reader}" + ("" if self.statistic == "moments" else f"/{self.statistic}")
 
     def name(self, number: int, key: str = "") -> str:
         return feature_name(key, self.reader, ".npy")
@@ -137,37 +140,61 @@ class PixArtText:
     """Text features in `.npz`: `caption_feature` float16 (1, L, D) and `attention_mask` int16 (1, L).
 
     padded: L of every file; the last real vector is repeated up to it, as the reader does with shorter ones, and the
-    mask is 0 there. None: each caption's real tokens alone.
+    mask is 0 there. None: each caption's real tokens alone. pooled: P of the caption's one vector, `pooled` float16
+    (1, P) in the same file; None where there is none. features: False where a file holds `pooled` alone; then that is
+    the array, as (1, P).
     """
 
     reader: ReaderKind
     padded: int | None = None
+    pooled: int | None = None
+    features: bool = True
     kind = "text"
     labelled = False
 
     @property
     def code(self) -> str:
-        return f"pixart/text/{self.reader}" + (f"/padded-{self.padded}" if self.padded else "")
+        code = f"pixart/text/{self.reader}" + (f"/padded-{self.padded}" if self.padded else "")
+        return code + (f"/pooled-{self.pooled}{'' if self.features else '-only'}" if self.pooled else "")
 
     def name(self, number: int, key: str = "") -> str:
         return feature_name(key, self.reader, ".npz")
 
     def to_bytes(self, array: Array, beside: Mapping[str, Array] = NOTHING) -> bytes:
-        """float16 (L, D), the real tokens -> a file."""
+        """float16 (L, D), the real tokens, and beside them `pooled` (P,) -> a file."""
+        if not self.features:
+            return _deflated({f"{_POOLED}.npy": npy_bytes(array)})
         real = len(array)
         length = self.padded or real
         feature = np.concatenate([array, np.repeat(array[-1:], length - real, axis=0)])
         mask = (np.arange(length) < real).astype(np.int16)
         members = {f"{_FEATURE}.npy": npy_bytes(feature[None]), f"{_MASK}.npy": npy_bytes(mask[None])}
+        if self.pooled:
+            members[f"{_POOLED}.npy"] = npy_bytes(beside[_POOLED][None])
         small = feature.nbytes <= _DEFLATED_BYTES
         return _deflated(members) if self.padded or small else _stored(members)
 
     def from_bytes(self, data: bytes) -> Array:
         """The real tokens, float16 (L, D). Raises ValueError where the file is not what `to_bytes` makes."""
+        return self.both_of(data)[0]
+
+    def both_of(self, data: bytes) -> tuple[Array, Array | None]:
+        """What `from_bytes` gives, and the pooled vector float16 (P,), None where there is none. Raises ValueError."""
+        names = ([_FEATURE, _MASK] if self.features else []) + ([_POOLED] if self.pooled else [])
         with np.load(io.BytesIO(data), allow_pickle=False) as members:
-            if missing := {_FEATURE, _MASK}.difference(members):
+            if missing := set(names).difference(members):
                 raise ValueError(f"{' and '.join(sorted(missing))} not there")
-            feature, mask = members[_FEATURE], members[_MASK]
+            found = {name: members[name] for name in names}
+        pooled = found.get(_POOLED)
+        if pooled is not None and (pooled.dtype != np.float16 or pooled.shape != (1, self.pooled)):
+            raise ValueError(f"pooled {pooled.dtype} {pooled.shape}, not float16 {(1, self.pooled)}")
+        if not self.features:
+            assert pooled is not None
+            return pooled, pooled[0]
+        return self._real(found[_FEATURE], found[_MASK]), None if pooled is None else pooled[0]
+
+    def _real(self, feature: Array, mask: Array) -> Array:
+        """The vectors where the mask is 1. Raises ValueError where they are not as `to_bytes` lays them out."""
         if (feature.dtype, mask.dtype) != (np.float16, np.int16):
             raise ValueError(f"feature {feature.dtype} and mask {mask.dtype}, not float16 and int16")
         if feature.ndim != 3 or len(feature) != 1 or mask.shape != feature.shape[:2]:
@@ -207,6 +234,8 @@ def layout_of(code: str) -> PixArtLatents | PixArtText | None:
     match = _CODE.fullmatch(code)
     if match is None:
         return None
-    latents, text, padded = match.groups()
+    latents, statistic, text, padded, pooled, only = match.groups()
     reader: ReaderKind = "single" if "single" in (latents, text) else "multi"
-    return PixArtLatents(reader) if latents else PixArtText(reader, int(padded) if padded else None)
+    if latents:
+        return PixArtLatents(reader, statistic or "moments")
+    return PixArtText(reader, int(padded) if padded else None, int(pooled) if pooled else None, not only)

@@ -1,1 +1,1 @@
-"""Runners: where shards are computed. Every runner calls `worker.run_shards` and nothing else."""
+"""Runners: where units of shards are computed. Every runner calls `worker.run_units` and nothing else."""

@@ -17,22 +17,22 @@ from typing import Any
 
 from latentmill.errors import LatentmillError
 from latentmill.records import Progress, ShardReport
-from latentmill.worker import Emit, Task, run_shards
+from latentmill.worker import Emit, Task, Unit, run_units
 
 _POLL_SECONDS = 0.5
 _JOIN_SECONDS = 5.0
 _PR_SET_PDEATHSIG = 1
 
 
-def run_local(task: Task, shards: Sequence[int], workers: int, emit: Emit) -> None:
-    """Run `shards` with `workers` processes (1: this one). Raises the first failure of any of them."""
+def run_local(task: Task, units: Sequence[Unit], workers: int, emit: Emit) -> None:
+    """Run `units` with `workers` processes (1: this one). Raises the first failure of any of them."""
     if workers <= 1:
-        run_shards(task, shards, emit)
+        run_units(task, units, emit)
         return
     context: Any = multiprocessing.get_context(_start_method())
     tasks, events = context.Queue(), context.Queue()
-    for shard in shards:
-        tasks.put(shard)
+    for unit in units:
+        tasks.put(unit)
     for _ in range(workers):
         tasks.put(None)
     processes = [context.Process(target=_work, args=(task, tasks, events, os.getpid())) for _ in range(workers)]
@@ -92,7 +92,7 @@ def _follow(processes: list[BaseProcess], events: Any, emit: Emit) -> None:
         elif isinstance(event, BaseException):
             raise event
         else:
-            emit(event)
+            emit(*event)
 
 
 def _death(code: int | None) -> str:
@@ -105,28 +105,28 @@ def _death(code: int | None) -> str:
 
 
 def _work(task: Task, tasks: Any, events: Any, parent: int) -> None:
-    """A worker process: takes shards until told to stop, reports by `events`, and dies when its parent does."""
+    """A worker process: takes units until told to stop, reports by `events`, and dies when its parent does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _die_with_parent()
 
-    def shards() -> Iterator[int]:
+    def units() -> Iterator[Unit]:
         while True:
             _check_parent(parent)
             try:
-                shard = tasks.get(timeout=_POLL_SECONDS)
+                unit = tasks.get(timeout=_POLL_SECONDS)
             except queue.Empty:
                 continue
-            if shard is None:
+            if unit is None:
                 return
-            yield shard
+            yield unit
 
-    def emit(event: Progress | ShardReport) -> None:
+    def emit(part: int, event: Progress | ShardReport) -> None:
         _check_parent(parent)
-        events.put(event)
+        events.put((part, event))
 
     try:
-        run_shards(task, shards(), emit)
+        run_units(task, units(), emit)
         events.put(None)
     except LatentmillError as error:
         events.put(error)

@@ -100,6 +100,8 @@ class Captions:
     lengths: how many tokens each of many captions is encoded to. start, end: of the rows, those wanted.
     """
 
+    root = None
+
     def __init__(
         self,
         found: CaptionedSet,

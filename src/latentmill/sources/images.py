@@ -62,13 +62,13 @@ class ImageSource:
     """
 
     def __init__(self, path: Path, numbering: bool = False) -> None:
-        self.path = path
+        self.path = self.root = path
         self.numbering = numbering
         self.is_zip = path.suffix.lower() == ".zip" and not path.is_dir()
         self._local = threading.local()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "numbering": self.numbering, "is_zip": self.is_zip}
+        return {"path": self.path, "root": self.root, "numbering": self.numbering, "is_zip": self.is_zip}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -1,7 +1,8 @@
 """The four crops of the class-conditional literature, pixel for pixel as Pillow computes them.
 
 Each takes uint8 HWC RGB pixels and the resolution W x H, and gives uint8 HWC pixels, or None where its rule
-leaves the image out. `round` is Python's, half to even; `//` is floor.
+leaves the image out. `round` is Python's, half to even; `//` is floor. Two of them take a square out of a longer
+side; of an augmented variant it lies elsewhere than in the centre. A square image leaves it no choice.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import numpy as np
 from PIL import Image
 
 from latentmill.errors import SampleError
-from latentmill.records import Array
+from latentmill.records import Array, Geometry
+from latentmill.transforms.variant import Place, offset
 
 # A 1-pixel-high strip scaled to the wanted side would take tens of gigabytes before it is cropped.
 _MAX_RESIZED_PIXELS = 178_956_970
 
 Crop = Callable[[Array, int, int], "Array | None"]
+PlacedCrop = Callable[[Array, int, int, "Place | None"], Array]
 
 
 def none(pixels: Array, width: int, height: int) -> Array:
@@ -27,11 +30,11 @@ def none(pixels: Array, width: int, height: int) -> Array:
     return np.asarray(_resize(Image.fromarray(pixels), (width, height), Image.Resampling.LANCZOS))
 
 
-def center_crop(pixels: Array, width: int, height: int) -> Array:
-    """The centre square, then LANCZOS to W x H."""
+def center_crop(pixels: Array, width: int, height: int, place: Place | None = None) -> Array:
+    """The centre square, or the one at `place`, then LANCZOS to W x H."""
     h, w = pixels.shape[:2]
-    side = min(h, w)
-    square = pixels[(h - side) // 2 : (h + side) // 2, (w - side) // 2 : (w + side) // 2]
+    top, left, bottom, right = _square((h, w), min(h, w), place)
+    square = pixels[top:bottom, left:right]
     return np.asarray(_resize(_image(square), (width, height), Image.Resampling.LANCZOS))
 
 
@@ -48,19 +51,54 @@ def center_crop_wide(pixels: Array, width: int, height: int) -> Array | None:
     return canvas
 
 
-def center_crop_dhariwal(pixels: Array, width: int, height: int) -> Array:
-    """The crop of ADM and DiT: halve by BOX while both sides stay >= S, BICUBIC to shorter side S, centre S x S."""
+def center_crop_dhariwal(pixels: Array, width: int, height: int, place: Place | None = None) -> Array:
+    """The crop of ADM and DiT: halve by BOX while both sides stay >= S, BICUBIC to shorter side S, centre S x S.
+
+    place: of the S x S pixels, where not in the centre.
+    """
     side = width
     image = Image.fromarray(pixels)
     while min(image.size) >= 2 * side:
         image = _resize(image, (image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = side / min(image.size)
-    size = (round(image.width * scale), round(image.height * scale))
-    image = _resize(image, size, Image.Resampling.BICUBIC)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return np.asarray(image.crop((left, top, left + side, top + side)))
+    h, w = _dhariwal_scaled((image.height, image.width), side)
+    image = _resize(image, (w, h), Image.Resampling.BICUBIC)
+    top, left, bottom, right = _square((h, w), side, place)
+    return np.asarray(image.crop((left, top, right, bottom)))
 
 
+def crop_geometry(
+    transform: str, size: tuple[int, int], result: tuple[int, int], place: Place | None = None
+) -> Geometry:
+    """What `center-crop` or `center-crop-dhariwal` takes of an image of `size`. Pairs are (height, width).
+
+    Of `center-crop`, the square is cut from the image itself (`scaled` is `size`) and resized to `result` afterwards.
+    """
+    scaled, side = size, min(size)
+    if transform == "center-crop-dhariwal":
+        scaled, side = _dhariwal_scaled(size, result[1]), result[1]
+    return Geometry(size, scaled, _square(scaled, side, place), result)
+
+
+def _dhariwal_scaled(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """(height, width) of an image that is halved as often as may be, then brought to a shorter side of `side`."""
+    height, width = size
+    while min(height, width) >= 2 * side:
+        height, width = height // 2, width // 2
+    scale = side / min(height, width)
+    return round(height * scale), round(width * scale)
+
+
+def _square(size: tuple[int, int], side: int, place: Place | None) -> tuple[int, int, int, int]:
+    """(top, left, bottom, right) of a square in an image of (height, width)."""
+    free = size[0] - side, size[1] - side
+    top, left = (free[0] // 2, free[1] // 2) if place is None else map(offset, free, place)
+    return top, left, top + side, left + side
+
+
+PLACED: dict[str, PlacedCrop] = {
+    "center-crop": center_crop,
+    "center-crop-dhariwal": center_crop_dhariwal,
+}
 CROPS: dict[str, Crop] = {
     "none": none,
     "center-crop": center_crop,

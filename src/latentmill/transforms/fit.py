@@ -12,6 +12,7 @@ from PIL import Image
 
 from latentmill.errors import ConfigError, SampleError
 from latentmill.records import Array, Geometry
+from latentmill.transforms.variant import Place, offset
 
 Fit = Literal["stretch", "cover", "pad"]
 Filter = Literal["bilinear", "bicubic", "lanczos"]
@@ -27,14 +28,17 @@ _LANCZOS_RESOLUTIONS = (2048, 2880)
 _MAX_SCALED_PIXELS = 178_956_970
 
 
-def geometry(fit: str, size: tuple[int, int], bucket: tuple[int, int]) -> Geometry:
+def geometry(fit: str, size: tuple[int, int], bucket: tuple[int, int], place: Place | None = None) -> Geometry:
     """How an image of `size` becomes pixels of `bucket`.
 
     `stretch`: exactly to the bucket, whatever the ratio; the reference extractor's way. `cover`: scaled until the
     bucket is covered, the centre kept; the reference reader's arithmetic, and for a square bucket torchvision's
     Resize and CenterCrop, the reference's single-scale way. `pad`: scaled to lie within the bucket, centred, black
-    around. Raises ConfigError, and SampleError for an image too thin to be scaled so.
+    around. place: of what `cover` keeps, where not the centre; of the bucket's own ratio there is one place alone.
+    Raises ConfigError, and SampleError for an image too thin to be scaled so.
     """
+    if place is not None and fit != "cover":
+        raise ConfigError(f"crops need fit cover: nothing is cropped else. Found: {fit!r}")
     if fit == "stretch":
         return Geometry(size, bucket, (0, 0, *bucket), bucket)
     if fit not in FITS:
@@ -46,7 +50,10 @@ def geometry(fit: str, size: tuple[int, int], bucket: tuple[int, int]) -> Geomet
             f"height x width {size[0]}x{size[1]} is too thin for a bucket of {bucket[0]}x{bucket[1]}: it would be "
             f"resized to {scaled[0]}x{scaled[1]}",
         )
-    top, left = _centred(scaled[0], bucket[0]), _centred(scaled[1], bucket[1])
+    if place is None:
+        top, left = _centred(scaled[0], bucket[0]), _centred(scaled[1], bucket[1])
+    else:
+        top, left = offset(scaled[0] - bucket[0], place[0]), offset(scaled[1] - bucket[1], place[1])
     return Geometry(size, scaled, (top, left, top + bucket[0], left + bucket[1]), bucket)
 
 

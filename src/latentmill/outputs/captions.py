@@ -1,22 +1,14 @@
-"""Text features of a captioned source's captions, as PixArt reads them: trimmed to the real tokens, or padded."""
+"""Text features as an output, in the layout that PixArt reads: trimmed to the real tokens, or padded."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from latentmill.batching import ByTokens
-from latentmill.common import (
-    Prepared,
-    captioned_source,
-    check_feature_folder,
-    series,
-    stored_int,
-    stored_reader,
-)
-from latentmill.config import TextFeatureSettings, validated
+from latentmill.config import CaptionSettings
 from latentmill.destination import stored_fingerprint
 from latentmill.errors import ModelError, SampleError, SettingsChangedError, SourceError
 from latentmill.estimate import announce_output
@@ -24,11 +16,14 @@ from latentmill.files import counted, printable
 from latentmill.finish import Description
 from latentmill.formats.containers import FolderContainer
 from latentmill.formats.metadata import TextInfo
-from latentmill.formats.pixart import EMPTY_CAPTION, PixArtText, ReaderKind, check_names, feature_name, text_folder
+from latentmill.formats.pixart import EMPTY_CAPTION, PixArtText, ReaderKind, check_names, feature_name
 from latentmill.job import Job
 from latentmill.loading import CaptionLoad
-from latentmill.outcome import Event, Result, Tell, quiet
-from latentmill.records import Encoded, Listing, Sample, SampleRef
+from latentmill.outcome import Event, Tell
+from latentmill.outputs.common import feature_folder, series, stored_int, stored_reader, wanted_refs
+from latentmill.outputs.shared import Shared
+from latentmill.passes import Prepared
+from latentmill.records import Listing, Sample, SampleRef
 from latentmill.sources.features import Captions
 from latentmill.system import usable_cores
 from latentmill.worker import Output
@@ -41,70 +36,60 @@ _PROBE_CAPTIONS = 8
 _CAPTIONS_AHEAD = 64
 
 
-def text_features(data_info: str | Path, dest: str | Path, *, tell: Tell = quiet, **settings: Any) -> Result:
-    """Text features of one caption of every row of a captioned source, and of the empty caption.
-
-    settings: the fields of `config.TextFeatureSettings`. Raises LatentmillError.
-    """
-    return prepare_captions(tell, data_info=data_info, dest=dest, **settings).run()
-
-
-def prepare_captions(tell: Tell, **settings: Any) -> Prepared:
-    """Everything that can be refused, and what will be done told, before the work. Raises LatentmillError."""
-    from latentmill.encoders.device import choose_device
-    from latentmill.encoders.text import TextSpec
-    from latentmill.encoders.text_models import resolve_text
-
-    chosen = validated(TextFeatureSettings, settings)
-    place = FolderContainer(chosen.dest / text_folder(chosen.label, chosen.suffix))
-    made_with = {} if chosen.overwrite else stored_fingerprint(place)
-    found = captioned_source(chosen, of_images=False)
-    check_feature_folder(place, found)
+def prepare_captions(chosen: CaptionSettings, shared: Shared, tell: Tell) -> list[Prepared]:
+    """Everything that can be refused is, and what will be done is told, before the work. Raises LatentmillError."""
+    made_with = {} if chosen.overwrite else stored_fingerprint(FolderContainer(chosen.dest))
+    found = shared.captioned(chosen, of_images=False)
+    place = feature_folder(chosen.dest, found)
     keys = [row.key for row in found.rows]
     reader = _reader(chosen, stored_reader(made_with), keys, place.path)
     check_names(keys, reader, ".npz")
     threads = chosen.threads or stored_int(made_with, "threads") or usable_cores()
-    model = resolve_text(chosen.text_encoder, chosen.text_revision)
-    spec = TextSpec(model, choose_device(chosen.device), chosen.dtype, chosen.max_length, threads)
-    captions = Captions(
-        found,
-        chosen.label,
-        chosen.missing_caption,
-        lambda texts: [len(tokens.ids) for tokens in spec.tokenize(texts)],
-        chosen.start_index,
-        chosen.end_index,
-    )
+    spec = shared.one(_encoder(chosen, threads))
+    captions = Captions(found, chosen.label, chosen.missing_caption, spec.lengths, chosen.start_index, chosen.rows_end)
     listing = captions.listing()
     _tell_missing(listing, chosen, tell)
-    layout = PixArtText(reader, chosen.max_length if chosen.pad else None)
-    tell(
-        Event(
-            "plan",
-            f"{model.info.name}: {spec.width} wide; {counted(threads, 'threads')} on {spec.device}, {chosen.dtype}",
-        )
-    )
-    _announce_text(listing, chosen, spec.width, place.path, tell)
+    layout = PixArtText(reader, spec.max_length if chosen.pad else None, spec.pooled_width, spec.has_features)
+    device = f"{counted(threads, 'threads')} on {spec.device}, {chosen.dtype}"
+    tell(Event("plan", f"{spec.model.info.name}: {spec.width} wide, at most {spec.max_length} tokens; {device}"))
+    what, total = text_bytes(chosen, spec, listing)
+    announce_output(what, total, place.path, tell)
     job = Job(
         source=captions,
         load=CaptionLoad(spec),
         encoder=spec,
         outputs=(Output("text", layout, place, encoded=True),),
         describe={"text": _description(chosen, spec, layout)},
-        batching=ByTokens(chosen.token_budget),
+        batching=ByTokens(chosen.token_budget, spec.overhead),
         batch_size=_CAPTIONS_AHEAD,
         load_threads=1,
         workers=1,
         max_failures=chosen.max_failures,
-        measure=lambda refs: _seconds_a_token(spec, refs),
+        measure=lambda encoder, refs: _seconds_a_token(spec, refs),
         check=chosen.check,
         overwrite=chosen.overwrite,
         patient=chosen.wait,
         tell=tell,
     )
-    return Prepared(job, listing)
+    return [Prepared(job, listing, total)]
 
 
-def _reader(chosen: TextFeatureSettings, begun: ReaderKind | None, keys: Sequence[str], folder: Path) -> ReaderKind:
+def _encoder(chosen: CaptionSettings, threads: int) -> TextSpec:
+    from latentmill.encoders.text import text_spec
+
+    return text_spec(
+        chosen.model if chosen.member is None else chosen.member,
+        source=chosen.repository,
+        revision=chosen.revision,
+        max_length=chosen.max_length,
+        settings=chosen.encoding,
+        device=chosen.device,
+        dtype=chosen.dtype,
+        threads=threads,
+    )
+
+
+def _reader(chosen: CaptionSettings, begun: ReaderKind | None, keys: Sequence[str], folder: Path) -> ReaderKind:
     """Whose file names: as asked, as the VAE features of the same call, or as the folder was begun."""
     wanted = chosen.reader or chosen.images_reader or begun or "multi"
     if chosen.reader is not None or begun is None or begun == wanted:
@@ -119,7 +104,7 @@ def _reader(chosen: TextFeatureSettings, begun: ReaderKind | None, keys: Sequenc
     )
 
 
-def _description(chosen: TextFeatureSettings, spec: TextSpec, layout: PixArtText) -> Description:
+def _description(chosen: CaptionSettings, spec: TextSpec, layout: PixArtText) -> Description:
     info = spec.model.info
     return Description(
         {
@@ -128,7 +113,7 @@ def _description(chosen: TextFeatureSettings, spec: TextSpec, layout: PixArtText
             "dtype": chosen.dtype,
             "threads": spec.threads,
             "label": chosen.label,
-            "max_length": chosen.max_length,
+            "max_length": spec.max_length,
             "pad": chosen.pad,
             "token_budget": chosen.token_budget,
             "text_weights": info.weights_sha256,
@@ -136,22 +121,26 @@ def _description(chosen: TextFeatureSettings, spec: TextSpec, layout: PixArtText
             "tokenizer": info.tokenizer_sha256,
             "torch": series("torch"),
             "transformers": series("transformers"),
+            **{f"encoding_{name}": value for name, value in spec.described().items()},
         },
         text=TextInfo(
             label=chosen.label,
-            max_length=chosen.max_length,
+            max_length=spec.max_length,
             padded=chosen.pad,
             dtype="float16",
             width=spec.width,
             compute_dtype=chosen.dtype,
             empty=EMPTY_CAPTION,
+            pooled_width=spec.pooled_width,
+            settings=spec.described(),
+            encoder=chosen.encoder,
         ),
         text_model=info,
-        empty_caption=lambda: layout.to_bytes(_one(spec, "").array),
+        empty_caption=lambda: _empty_caption(spec, layout),
     )
 
 
-def _tell_missing(listing: Listing, chosen: TextFeatureSettings, tell: Tell) -> None:
+def _tell_missing(listing: Listing, chosen: CaptionSettings, tell: Tell) -> None:
     """Captions that are missing are known now: say so, and refuse now what `max_failures` would stop midway."""
     wanted = [ref for ref in listing.refs() if listing.wanted(ref)]
     faults = [ref.fault for ref in wanted if ref.fault]
@@ -167,22 +156,24 @@ def _tell_missing(listing: Listing, chosen: TextFeatureSettings, tell: Tell) -> 
     tell(Event("warning", f"{found}: they will be rejects. {ways}".rstrip("; ")))
 
 
-def _announce_text(listing: Listing, chosen: TextFeatureSettings, width: int, dest: Path, tell: Tell) -> None:
-    refs = [ref for ref in listing.refs() if listing.wanted(ref) and not ref.fault]
+def text_bytes(chosen: CaptionSettings, spec: TextEncoderSpec, listing: Listing) -> tuple[str, int]:
+    """What will be stored, for a person, and in how many bytes, about."""
+    refs = wanted_refs(listing)
     tokens = sum(ref.tokens for ref in refs)
-    stored = len(refs) * chosen.max_length if chosen.pad else tokens
+    positions = len(refs) * spec.max_length if chosen.pad else tokens
+    numbers = positions * spec.width * spec.has_features + len(refs) * (spec.pooled_width or 0)
     distinct = len({ref.caption for ref in refs})
     what = f"{counted(len(refs), 'captions')} ({distinct:,} distinct) of {tokens / max(len(refs), 1):.1f} tokens"
-    announce_output(what, stored * width * 2 + len(refs) * (_NPZ_OVERHEAD + _ROW_BYTES), dest, tell)
+    return what, numbers * 2 + len(refs) * (_NPZ_OVERHEAD + _ROW_BYTES)
 
 
-def _one(spec: TextEncoderSpec, caption: str) -> Encoded:
-    """The features of one caption alone. Raises ModelError."""
-    sample = Sample(SampleRef(0, "", ""), spec.tokenize([caption])[0].ids, "")
+def _empty_caption(spec: TextEncoderSpec, layout: PixArtText) -> bytes:
+    """The file of the empty caption alone. Raises ModelError."""
+    sample = Sample(SampleRef(0, "", ""), spec.tokenize([""])[0].ids, "")
     result = spec.open().encode([sample])[0]
     if isinstance(result, SampleError):
         raise ModelError(f"the empty caption cannot be encoded: {result.reason}")
-    return result
+    return layout.to_bytes(result.array, result.beside)
 
 
 def _seconds_a_token(spec: TextEncoderSpec, refs: Sequence[SampleRef]) -> float:

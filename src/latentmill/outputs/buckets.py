@@ -1,4 +1,4 @@
-"""VAE features of a captioned source's images, each in the aspect bucket nearest to its shape, as PixArt reads them."""
+"""Latents as an output, each image in the aspect bucket nearest to its shape, in the layout that PixArt reads."""
 
 from __future__ import annotations
 
@@ -9,19 +9,7 @@ from typing import Any
 import numpy as np
 
 from latentmill.batching import ByBucket
-from latentmill.common import (
-    Prepared,
-    captioned_source,
-    check_divisible,
-    check_feature_folder,
-    model_line,
-    seconds_an_image,
-    series,
-    stored_int,
-    stored_reader,
-    vae_spec,
-)
-from latentmill.config import ImageFeatureSettings, validated
+from latentmill.config import BucketSettings, validated
 from latentmill.destination import stored_fingerprint
 from latentmill.errors import SampleError
 from latentmill.estimate import DECODE_COPIES, announce_output
@@ -29,18 +17,31 @@ from latentmill.files import counted
 from latentmill.finish import Description
 from latentmill.formats.containers import FolderContainer
 from latentmill.formats.metadata import BucketInfo, LatentInfo, ModelInfo, Value
-from latentmill.formats.pixart import PixArtLatents, ReaderKind, check_names, latents_folder
+from latentmill.formats.pixart import PixArtLatents, ReaderKind, check_names
 from latentmill.job import Job
 from latentmill.loading import BucketLoad
-from latentmill.outcome import Event, Result, Tell, quiet
+from latentmill.outcome import Event, Tell
+from latentmill.outputs.common import (
+    divided,
+    feature_folder,
+    model_line,
+    seconds_an_image,
+    series,
+    stored_int,
+    stored_reader,
+    vae_spec,
+    wanted_refs,
+)
+from latentmill.outputs.shared import Shared
+from latentmill.passes import Prepared
 from latentmill.records import Array, Listing
 from latentmill.registry import FAKE
-from latentmill.sources.features import FeatureImages
 from latentmill.stages import EncoderSpec
 from latentmill.system import available_memory, usable_cores
-from latentmill.transforms.bucket import BucketTable, square_table, table_for
+from latentmill.transforms.bucket import Bucket, BucketTable, square_table, table_for
 from latentmill.transforms.bucket_report import BucketReport
-from latentmill.transforms.fit import default_filter, geometry
+from latentmill.transforms.fit import Fit, default_filter, geometry
+from latentmill.transforms.variant import Variant, variants
 from latentmill.worker import Output
 
 _BATCH_PIXELS = 8 * 512 * 512  # of a batch where none is asked for
@@ -50,68 +51,80 @@ _MAX_THREADS = 256
 _NPY_HEADER, _ROW_BYTES = 128, 600
 
 
-def image_features(data_info: str | Path, dest: str | Path, *, tell: Tell = quiet, **settings: Any) -> Result:
-    """VAE features (moments) of every image of a captioned source, in the bucket nearest to its shape.
-
-    settings: the fields of `config.ImageFeatureSettings`. Raises LatentmillError.
-    """
-    return prepare_images(tell, data_info=data_info, dest=dest, **settings).run()
+def prepare_buckets(chosen: BucketSettings, shared: Shared, tell: Tell) -> list[Prepared]:
+    """A job for each variant; what can be refused is, and what will be done is told. Raises LatentmillError."""
+    found = variants(chosen.flip, chosen.crops, chosen.crop_seed)
+    return [_prepared(chosen, variant, shared, tell) for variant in found]
 
 
-def prepare_images(tell: Tell, **settings: Any) -> Prepared:
-    """Everything that can be refused, and what will be done told, before the work. Raises LatentmillError."""
-    chosen = validated(ImageFeatureSettings, settings)
-    place = FolderContainer(chosen.dest / latents_folder(chosen.resolution, chosen.multi_scale, chosen.suffix))
-    made_with = {} if chosen.overwrite else stored_fingerprint(place)
+def _prepared(chosen: BucketSettings, variant: Variant, shared: Shared, tell: Tell) -> Prepared:
+    dest = variant.beside(chosen.dest)
+    made_with = {} if chosen.overwrite else stored_fingerprint(FolderContainer(dest))
     reader: ReaderKind = chosen.reader or stored_reader(made_with) or ("multi" if chosen.multi_scale else "single")
-    found = captioned_source(chosen, of_images=True)
-    images = FeatureImages(found, chosen.start_index, chosen.end_index, chosen.exif, chosen.max_pixels)
-    check_feature_folder(place, found)
+    found = shared.captioned(chosen, of_images=True)
+    place = feature_folder(dest, found)
     check_names((row.key for row in found.rows), reader, ".npy")
-    listing = images.listing()
-    load = _bucket_load(chosen, _table(chosen, listing, made_with))
+    images, listing = shared.keyed_images(chosen)
+    table = bucket_table(chosen, listing, made_with)
     threads = chosen.threads or stored_int(made_with, "threads") or usable_cores()
     spec, info = _vae(chosen, threads)
-    for bucket in load.table.buckets:
-        check_divisible(bucket.size[::-1], info)
+    spec = shared.one(spec)
+    load = _bucket_load(chosen, _divided_table(table, info, chosen.indivisible), variant)
     _tell_buckets(load.table, load.fit, listing, tell)
     batch_size = _batch_size(chosen, made_with, spec, load.table, tell)
     device = getattr(spec, "device", "cpu")
     tell(Event("plan", f"{info.name}: {model_line(info)}; {counted(threads, 'threads')} on {device}, {chosen.dtype}"))
-    _announce_latents(listing, load.table, info, chosen.save_dtype, place.path, tell)
-    fingerprint = _image_fingerprint(chosen, load, reader, info, device, batch_size, threads)
+    count, total = latents_bytes(chosen, listing, load.table, info)
+    announce_output(counted(count, "images"), total, place.path, tell)
+    fingerprint = _fingerprint(chosen, load, reader, info, device, batch_size, threads)
     job = Job(
         source=images,
         load=load,
         encoder=spec,
-        outputs=(Output("latents", PixArtLatents(reader), place, encoded=True),),
+        outputs=(Output("latents", PixArtLatents(reader, chosen.store), place, encoded=True),),
         describe={"latents": _description(chosen, fingerprint, load, info)},
         batching=ByBucket(batch_size, lambda size: load.table.nearest(*size).size),
         batch_size=batch_size,
         load_threads=_load_threads(chosen, listing),
         workers=1,
         max_failures=chosen.max_failures,
-        measure=lambda refs: seconds_an_image(images, load, spec, refs),
+        measure=lambda encoder, refs: seconds_an_image(spec, (chosen.resolution, chosen.resolution)),
         check=chosen.check,
         overwrite=chosen.overwrite,
         patient=chosen.wait,
         tell=tell,
     )
-    return Prepared(job, listing)
+    return Prepared(job, listing, total)
 
 
-def _bucket_load(chosen: ImageFeatureSettings, table: BucketTable) -> BucketLoad:
+def fit_of(chosen: BucketSettings) -> Fit:
+    """How images come to their buckets: as asked for, or as the reference does."""
+    return chosen.fit or ("stretch" if chosen.multi_scale else "cover")
+
+
+def _bucket_load(chosen: BucketSettings, table: BucketTable, variant: Variant) -> BucketLoad:
     return BucketLoad(
         table,
-        chosen.fit or ("stretch" if chosen.multi_scale else "cover"),
+        fit_of(chosen),
         default_filter(chosen.resolution, chosen.multi_scale),
         chosen.exif,
         chosen.alpha,
         chosen.max_pixels,
+        variant,
     )
 
 
-def _load_threads(chosen: ImageFeatureSettings, listing: Listing) -> int:
+def _divided_table(table: BucketTable, info: ModelInfo, rule: str) -> BucketTable:
+    """The table with sizes that the VAE can bring down, by the rule for those that do not divide; each size once."""
+    sizes = {bucket: divided(bucket.size[::-1], info, rule)[::-1] for bucket in table.buckets}
+    if all(bucket.size == size for bucket, size in sizes.items()):
+        return table
+    first = {size: bucket for bucket, size in reversed(sizes.items())}
+    kept = [bucket for bucket, size in sizes.items() if first[size] is bucket]
+    return BucketTable(table.name, tuple(Bucket(bucket.ratio, *sizes[bucket]) for bucket in kept))
+
+
+def _load_threads(chosen: BucketSettings, listing: Listing) -> int:
     """As asked; else one a core, as far as that many of the largest images can be decoded at once."""
     if chosen.num_workers is not None:
         return chosen.num_workers
@@ -120,9 +133,9 @@ def _load_threads(chosen: ImageFeatureSettings, listing: Listing) -> int:
     return max(1, min(usable_cores(), int(min(room, _MAX_THREADS))))
 
 
-def _vae(chosen: ImageFeatureSettings, threads: int) -> tuple[EncoderSpec, ModelInfo]:
+def _vae(chosen: BucketSettings, threads: int) -> tuple[EncoderSpec, ModelInfo]:
     return vae_spec(
-        chosen.vae,
+        chosen.model,
         chosen.revision,
         chosen.subfolder,
         device=chosen.device,
@@ -130,20 +143,22 @@ def _vae(chosen: ImageFeatureSettings, threads: int) -> tuple[EncoderSpec, Model
         pixel_range=chosen.pixel_range,
         save_dtype=chosen.save_dtype,
         threads=threads,
+        store=chosen.store,
+        seed=chosen.seed,
         tiling=chosen.tiling,
     )
 
 
 def _description(
-    chosen: ImageFeatureSettings, fingerprint: dict[str, Value], load: BucketLoad, info: ModelInfo
+    chosen: BucketSettings, fingerprint: dict[str, Value], load: BucketLoad, info: ModelInfo
 ) -> Description:
     return Description(
         fingerprint,
         buckets=BucketInfo(table=load.table.to_text(), fit=load.fit, resample=load.resample),
         latent=LatentInfo(
-            shape=[2 * info.latent_channels, None, None],
+            shape=[info.latent_channels * (2 if chosen.store == "moments" else 1), None, None],
             dtype=chosen.save_dtype,
-            statistic="moments",
+            statistic=chosen.store,
             pixel_range=chosen.pixel_range,
             compute_dtype=chosen.dtype,
         ),
@@ -151,7 +166,7 @@ def _description(
     )
 
 
-def _table(chosen: ImageFeatureSettings, listing: Listing, made_with: dict[str, Value]) -> BucketTable:
+def bucket_table(chosen: BucketSettings, listing: Listing, made_with: dict[str, Value]) -> BucketTable:
     """The buckets; those that were fitted to the images when the destination was begun stay as they are."""
     if not chosen.multi_scale:
         return square_table(chosen.resolution)
@@ -174,12 +189,12 @@ def preview_buckets(
     settings: of the source (images, path_column, exif). Raises LatentmillError.
     """
     chosen = validated(
-        ImageFeatureSettings,
-        {"data_info": source, "dest": source, "resolution": resolution, "buckets": buckets, "fit": fit,
+        BucketSettings,
+        {"source": source, "dest": source, "resolution": resolution, "buckets": buckets, "fit": fit,
          "multi_scale": True, **settings},
     )  # fmt: skip
-    listing = FeatureImages(captioned_source(chosen, of_images=True), exif=chosen.exif).listing()
-    return bucket_report(_table(chosen, listing, {}), fit, listing)
+    _, listing = Shared().keyed_images(chosen)
+    return bucket_report(bucket_table(chosen, listing, {}), fit, listing)
 
 
 def bucket_report(table: BucketTable, fit: str, listing: Listing) -> BucketReport:
@@ -206,7 +221,7 @@ def _tell_buckets(table: BucketTable, fit: str, listing: Listing, tell: Tell) ->
 
 
 def _batch_size(
-    chosen: ImageFeatureSettings, made_with: dict[str, Value], spec: EncoderSpec, table: BucketTable, tell: Tell
+    chosen: BucketSettings, made_with: dict[str, Value], spec: EncoderSpec, table: BucketTable, tell: Tell
 ) -> int:
     """Images a batch: as asked, as measured, as the destination was begun with, or what suits the resolution."""
     if isinstance(chosen.batch_size, int):
@@ -225,8 +240,8 @@ def _batch_size(
     return max(1, min(_MAX_BATCH, _BATCH_PIXELS // chosen.resolution**2))
 
 
-def _image_fingerprint(
-    chosen: ImageFeatureSettings,
+def _fingerprint(
+    chosen: BucketSettings,
     load: BucketLoad,
     reader: ReaderKind,
     info: ModelInfo,
@@ -256,19 +271,21 @@ def _image_fingerprint(
         "batch_size": batch_size,
         "tiling": chosen.tiling,
         "pillow": series("pillow"),
+        **load.variant.fingerprint(),
+        **({"store": chosen.store} if chosen.store != "moments" else {}),
+        **({"seed": chosen.seed} if chosen.store == "sample" else {}),
         **{name: series(name) for name in ("torch", "diffusers") if info.class_name != FAKE},
     }
 
 
-def _announce_latents(
-    listing: Listing, table: BucketTable, info: ModelInfo, save_dtype: str, dest: Path, tell: Tell
-) -> None:
-    item = np.dtype(save_dtype).itemsize
-    total, images = 0, 0
-    for ref in filter(listing.wanted, listing.refs()):
-        if ref.size and not (ref.fault or ref.skip):
+def latents_bytes(chosen: BucketSettings, listing: Listing, table: BucketTable, info: ModelInfo) -> tuple[int, int]:
+    """How many images will be stored, and in how many bytes."""
+    item = np.dtype(chosen.save_dtype).itemsize
+    channels = info.latent_channels * (2 if chosen.store == "moments" else 1)
+    total = images = 0
+    for ref in wanted_refs(listing):
+        if ref.size:
             height, width = table.nearest(*ref.size).size
-            total += 2 * info.latent_channels * height * width // info.downscale_factor**2 * item
-            total += _NPY_HEADER + _ROW_BYTES
+            total += channels * height * width // info.downscale_factor**2 * item + _NPY_HEADER + _ROW_BYTES
             images += 1
-    announce_output(counted(images, "images"), total, dest, tell)
+    return images, total

@@ -1,0 +1,152 @@
+"""What the kinds of output have in common."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from latentmill.errors import ConfigError, DestinationError, SampleError
+from latentmill.formats.containers import Container, FolderContainer, container
+from latentmill.formats.metadata import ModelInfo, Value
+from latentmill.formats.pixart import ReaderKind
+from latentmill.records import Listing, Sample, SampleRef
+from latentmill.registry import FAKE
+from latentmill.sources.captioned import IMAGE_FOLDER, CaptionedSet
+from latentmill.stages import EncoderSpec, Source
+from latentmill.transforms.divide import divided_size
+
+_PROBE_IMAGES = 8
+_SECONDS_A_PIXEL = 6e-8  # to decode, crop and write, on one core: measured, and rounded up
+
+
+def divided(size: tuple[int, int], info: ModelInfo, rule: str) -> tuple[int, int]:
+    """(width, height) that the VAE can bring down, by the rule for what does not divide. Raises ConfigError."""
+    multiple = info.pixel_multiple
+    if rule == "refuse" and any(side % multiple for side in size):
+        raise ConfigError(
+            f"{info.name} needs sides that are multiples of {multiple}. Found: {size[0]}x{size[1]}; "
+            "give another --resolution, or --indivisible crop or pad"
+        )
+    try:
+        height, width = divided_size(size[::-1], multiple, rule)
+    except SampleError as error:
+        raise ConfigError(f"{info.name}: {error.reason}") from error
+    return width, height
+
+
+def series(package: str) -> str:
+    """Major and minor version: what may change results. Patch releases do not make a dataset stale."""
+    return ".".join(version(package).split("+")[0].split(".")[:2])
+
+
+def stored_int(made_with: dict[str, Value], name: str) -> int | None:
+    """A number of the settings that a destination was begun with."""
+    value = made_with.get(name)
+    return value if isinstance(value, int) else None
+
+
+def stored_reader(made_with: dict[str, Value]) -> ReaderKind | None:
+    """Whose file names a feature folder was begun with."""
+    value = made_with.get("reader")
+    return "multi" if value == "multi" else "single" if value == "single" else None
+
+
+def model_line(info: ModelInfo) -> str:
+    """A VAE's figures for a person."""
+    told = f"{info.latent_channels} channels, factor {info.downscale_factor}"
+    kind = info.normalization.kind if info.normalization is not None else "scale-shift"
+    if kind != "scale-shift":
+        return f"{told}, normalised {kind}"
+    if info.scaling_factor is not None:
+        told += f", scaling {info.scaling_factor:g}"
+    return told + (f", shift {info.shift_factor:g}" if info.shift_factor is not None else "")
+
+
+def seconds_an_image(spec: EncoderSpec, size: tuple[int, int]) -> float:
+    """Seconds that one image of (height, width) takes to encode alone: an upper bound, since batches are faster."""
+    noise = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    encoder = spec.open()
+    seconds = 0.0
+    for _ in range(2):  # the first may only warm up; a slow one need not be repeated
+        start = time.perf_counter()
+        encoder.encode([Sample(SampleRef(0, "", ""), noise, "0")])
+        seconds = time.perf_counter() - start
+        if seconds > 1:
+            break
+    return seconds
+
+
+def seconds_to_convert(source: Source, refs: Sequence[SampleRef], sizes: Sequence[tuple[int, int]]) -> float:
+    """Seconds that one image takes from bytes to bytes: reading is measured, the rest is told by the images' sizes."""
+    start = time.perf_counter()
+    for ref in (probe := refs[:_PROBE_IMAGES]):
+        try:
+            source.read(ref)
+        except SampleError:
+            continue
+    reading = (time.perf_counter() - start) / max(len(probe), 1)
+    pixels = [width * height for width, height in sizes] or [1]
+    return reading + _SECONDS_A_PIXEL * sum(pixels) / len(pixels)
+
+
+def vae_spec(
+    name: str,
+    revision: str | None,
+    subfolder: str | None,
+    *,
+    device: str,
+    dtype: str,
+    pixel_range: tuple[float, float],
+    save_dtype: str,
+    threads: int,
+    store: str = "moments",
+    seed: int = 0,
+    tiling: str = "auto",
+) -> tuple[EncoderSpec, ModelInfo]:
+    """A VAE by name, or the fake encoder. Raises ModelError."""
+    if name == FAKE:
+        from latentmill.encoders.fake import FAKE_INFO, FakeSpec
+
+        if store != "moments":
+            raise ConfigError(f"the fake encoder stores moments only. Found: store {store}")
+        return FakeSpec(save_dtype), FAKE_INFO
+    from latentmill.encoders.device import choose_device
+    from latentmill.encoders.models import check_statistic, resolve
+    from latentmill.encoders.vae import VaeSpec
+
+    model = resolve(name, revision, subfolder)
+    check_statistic(model.info, store)
+    spec = VaeSpec(model, choose_device(device), dtype, pixel_range, store, seed, save_dtype, threads, tiling)
+    return spec, model.info
+
+
+def destination(source: Path, dest: Path) -> Container:
+    """A folder or zip to write, which is neither the source nor inside it. Raises DestinationError."""
+    place = container(dest)
+    inner, outer = dest.resolve(), source.resolve()
+    if inner == outer:
+        raise DestinationError(f"the destination is the source: {dest}")
+    if outer in inner.parents and outer.is_dir():
+        raise DestinationError(f"the destination {dest} lies inside the source, where it would be taken for images")
+    return place
+
+
+def feature_folder(dest: Path, found: CaptionedSet) -> FolderContainer:
+    """A folder of features, which does not lie among the images. Raises DestinationError."""
+    place = FolderContainer(dest)
+    if place.path.exists() and not place.path.is_dir():
+        raise DestinationError(f"the feature folder must be a folder. Found a file: {place.path}")
+    inner, images = place.path.resolve(), found.images.resolve()
+    walked = found.path.is_dir() or images.name == IMAGE_FOLDER  # what lies there would be taken for images
+    if inner == images or (walked and images in inner.parents):
+        raise DestinationError(f"the destination {place.path} lies among the source's images; choose another --dest")
+    return place
+
+
+def wanted_refs(listing: Listing) -> list[SampleRef]:
+    """What of a listing is to be made, without what a rule leaves out or listing found to be unusable."""
+    return [ref for ref in filter(listing.wanted, listing.refs()) if not (ref.fault or ref.skip)]

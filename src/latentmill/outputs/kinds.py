@@ -1,0 +1,69 @@
+"""The kinds of output by name: what settings each has, and what makes its jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from latentmill.config import (
+    BucketSettings,
+    CaptionSettings,
+    LatentSettings,
+    OutputSettings,
+    PixelSettings,
+    VisionSettings,
+)
+from latentmill.errors import ConfigError
+
+if TYPE_CHECKING:
+    from latentmill.outcome import Tell
+    from latentmill.outputs.shared import Shared
+    from latentmill.passes import Prepared
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of output. layout: where the name alone does not tell it. home: module and function that make the jobs."""
+
+    name: str
+    layout: str
+    settings: type[OutputSettings]
+    home: str
+    encodes_images: bool
+    not_stored: frozenset[str] = frozenset()  # of its settings, those that nothing of the result depends on
+
+    @property
+    def told(self) -> str:
+        """As a person is told of it."""
+        return f"kind {self.name}, layout {self.layout}" if self.layout else f"kind {self.name}"
+
+    def prepare(self) -> Callable[[Any, Shared, Tell], list[Prepared]]:
+        """What makes jobs of settings; imported when it is needed."""
+        module, _, function = self.home.partition(":")
+        found: Callable[[Any, Shared, Tell], list[Prepared]] = getattr(import_module(module), function)
+        return found
+
+
+PIXELS = Kind("pixels", "", PixelSettings, "latentmill.outputs.pixels:prepare_pixels", False, frozenset({"batch_size"}))
+LATENTS = Kind("latents", "repa", LatentSettings, "latentmill.outputs.latents:prepare_latents", True)
+BUCKETS = Kind("latents", "pixart", BucketSettings, "latentmill.outputs.buckets:prepare_buckets", True)
+VISION = Kind("vision", "", VisionSettings, "latentmill.outputs.vision:prepare_vision", True)
+TEXT = Kind("text", "", CaptionSettings, "latentmill.outputs.captions:prepare_captions", False)
+KINDS = (PIXELS, LATENTS, BUCKETS, VISION, TEXT)
+
+
+def kind_of(name: object, layout: object = None) -> Kind:
+    """A kind by name, and by layout where it has several (the first where none is told). Raises ConfigError."""
+    named = [kind for kind in KINDS if kind.name == name]
+    if not named:
+        told = ", ".join(dict.fromkeys(kind.name for kind in KINDS))
+        raise ConfigError(f"kind must be one of {told}. Found: {'none' if name is None else repr(name)}")
+    if layout is None:
+        return named[0]
+    found = next((kind for kind in named if kind.layout == layout), None)
+    if found is None:
+        known = " or ".join(kind.layout for kind in named if kind.layout) or "left out"
+        raise ConfigError(f"the layout of kind {name} must be {known}. Found: {layout!r}")
+    return found
