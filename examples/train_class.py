@@ -13,7 +13,6 @@ SiT: arXiv 2401.08740. Its blocks are DiT's, 2212.09748; guidance by a dropped l
 from __future__ import annotations
 
 import argparse
-import copy
 import math
 from itertools import pairwise
 from pathlib import Path
@@ -23,7 +22,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss, pixel_shuffle, scaled_dot_product_attention, silu
+from torch.nn.functional import mse_loss, pixel_shuffle, silu
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, RandomSampler
 
 import latentmill
@@ -33,14 +33,14 @@ from latentmill.loaders import LatentDataset
 from latentmill.records import Sample, SampleRef
 
 HEAD_WIDTH, FREQUENCIES = 64, 256
-LABEL_DROPOUT, WARM_UP, LOG_EVERY = 0.1, 50, 50
+LABEL_DROPOUT, LOG_EVERY = 0.1, 50
 ROWS, COLUMNS = 8, 4  # of the picture: classes, and samples of each
 
 
 def sinusoids(values: Tensor, width: int) -> Tensor:
-    """(N,) -> (N, width): cosines and sines, in periods from 2 pi to 20,000 pi."""
+    """(...) -> (..., width): cosines and sines, in periods from 2 pi to 20,000 pi."""
     frequencies = torch.exp(-math.log(10_000) * torch.arange(width // 2, device=values.device) / (width // 2))
-    angles = values[:, None] * frequencies
+    angles = values[..., None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], -1)
 
 
@@ -50,18 +50,15 @@ class Block(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.attention = nn.MultiheadAttention(width, width // HEAD_WIDTH, batch_first=True)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU("tanh"), nn.Linear(4 * width, width))
         self.modulation = nn.Linear(width, 6 * width)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(condition)[:, None].chunk(6, -1)
-        x = x + gate * self.attention(self.norm(x) * (1 + scale) + shift)
+        inner = self.norm(x) * (1 + scale) + shift
+        x = x + gate * self.attention(inner, inner, inner, need_weights=False)[0]
         return x + mlp_gate * self.mlp(self.norm(x) * (1 + mlp_scale) + mlp_shift)
-
-    def attention(self, x: Tensor) -> Tensor:
-        heads = self.qkv(x).unflatten(-1, (3, -1, HEAD_WIDTH)).permute(2, 0, 3, 1, 4)  # 3, N, heads, tokens, 64
-        return self.out(scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
 
 
 class SiT(nn.Module):
@@ -71,7 +68,8 @@ class SiT(nn.Module):
         super().__init__()
         self.no_class, self.patch, self.grid = classes, patch, (shape[1] // patch, shape[2] // patch)
         self.embed = nn.Conv2d(shape[0], width, patch, patch)
-        self.positions = nn.Parameter(0.02 * torch.randn(math.prod(self.grid), width))
+        places = torch.cartesian_prod(*(torch.arange(side) for side in self.grid))
+        self.register_buffer("positions", sinusoids(places, width // 2).flatten(1), persistent=False)
         self.time = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
         self.label = nn.Embedding(classes + 1, width)
         self.blocks = nn.ModuleList(Block(width) for _ in range(depth))
@@ -124,9 +122,8 @@ def generate(model: SiT, noise: Tensor, labels: Tensor, steps: int, guidance: fl
 
 def train(model: SiT, dataset: LatentDataset, args: argparse.Namespace) -> SiT:
     """Train in place; gives the running average of the weights, which samples better than the last ones."""
-    average = copy.deepcopy(model).eval().requires_grad_(False)
-    optimizer = torch.optim.AdamW(model.parameters(), args.lr, weight_decay=0.0)
-    warm_up = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARM_UP))
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(args.ema))
+    optimizer = torch.optim.AdamW(model.parameters(), args.lr, weight_decay=0.0, fused=True)
     # One pass of many permutations: no epochs, only full batches, and workers that live as long as the run. Its own
     # generator gives every model the same order; it also seeds the workers, which draw from the posteriors.
     order = torch.Generator().manual_seed(args.seed)
@@ -142,15 +139,12 @@ def train(model: SiT, dataset: LatentDataset, args: argparse.Namespace) -> SiT:
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0, error_if_nonfinite=True)
         optimizer.step()
-        warm_up.step()
-        decay = min(args.ema, step / (step + 9))  # a young average must forget the random weights
-        for kept, new in zip(average.parameters(), model.parameters(), strict=True):
-            kept.lerp_(new, 1 - decay)
+        average.update_parameters(model)
         losses.append(loss.detach())  # stays on the device: to read it at every step would be to wait for the GPU
         if step % LOG_EVERY == 0 or step == args.steps:
             print(f"step {step:6d}   loss {torch.stack(losses).mean():.4f}", flush=True)
             losses.clear()
-    return average
+    return average.module
 
 
 def decoded(dataset: LatentDataset, latents: Tensor, device: str) -> list[np.ndarray]:
@@ -182,10 +176,10 @@ def main() -> None:
     add("--out", type=Path, default=Path("sit"), help="folder for samples.png and ema.safetensors")
     add("--steps", type=int, default=600, help="batches to train on")
     add("--batch", type=int, default=12, help="samples in a batch")
-    add("--lr", type=float, default=1e-3, help="learning rate")
+    add("--lr", type=float, default=2e-3, help="learning rate")
     add("--ema", type=float, default=0.99, help="decay of the average of the weights")
-    add("--width", type=int, default=192, help=f"of a token; a multiple of {HEAD_WIDTH}")
-    add("--depth", type=int, default=6, help="blocks")
+    add("--width", type=int, default=256, help=f"of a token; a multiple of {HEAD_WIDTH}")
+    add("--depth", type=int, default=4, help="blocks")
     add("--patch", type=int, default=4, help="latent positions of a token's side")
     add("--sampling-steps", type=int, default=25, help="steps of Heun's method")
     add("--guidance", type=float, default=2.0, help="1 is none")

@@ -130,7 +130,7 @@ def text_of(batch: dict[str, Any], args: argparse.Namespace) -> Text:
 def train(model: DiT, args: argparse.Namespace) -> DiT:
     """Train in place; gives the running average of the weights, which samples better than the last ones."""
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(args.ema))
-    optimizer = torch.optim.AdamW(model.parameters(), args.lr, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), args.lr, weight_decay=0.01, fused=True)
     # A latent is a new draw from its posterior each time; a dropped caption has the features of the empty one, which
     # is what guidance will push away from. DataLoader seeds every worker's draws anew, from torch.manual_seed's.
     dataset = latentmill.load(args.data, caption_dropout=CAPTION_DROPOUT)
@@ -139,7 +139,8 @@ def train(model: DiT, args: argparse.Namespace) -> DiT:
     step, losses = 0, []
     while step < args.steps:
         sampler.set_epoch(step // len(sampler))
-        for step, batch in enumerate(islice(loader, args.steps - step), step + 1):
+        for batch in islice(loader, args.steps - step):
+            step += 1
             loss = velocity_loss(model, batch["latent"].to(args.device), text_of(batch, args), args.shift)
             optimizer.zero_grad()
             loss.backward()
@@ -159,9 +160,10 @@ def draw(model: DiT, dataset: LatentDataset, args: argparse.Namespace) -> None:
     vae = resolve(info.name, info.revision, info.subfolder)  # the very one that made the dataset
     decoder = DecoderSpec(VaeSpec(vae, args.device, "float32", stored.pixel_range, "mean", 0, "float32", 2)).open()
     nothing = latentmill.load(args.data, caption_dropout=1.0)
-    buckets, (height, width) = np.unique(dataset.buckets, axis=0)[:ROWS], dataset.buckets.max(axis=0).tolist()
-    picture = Image.new("RGB", (COLUMNS * width, len(buckets) * (2 * height + STRIP)), "white")
-    for row, bucket in enumerate(buckets):
+    buckets = np.unique(dataset.buckets, axis=0)[:ROWS]
+    tops = [0, *np.cumsum(2 * buckets[:, 0] + STRIP).tolist()]
+    picture = Image.new("RGB", (COLUMNS * int(buckets[:, 1].max()), tops[-1]), "white")
+    for top, bucket in zip(tops, buckets.tolist(), strict=False):
         places = np.flatnonzero((dataset.buckets == bucket).all(axis=1))[:COLUMNS].tolist()
         batch, empty = (latentmill.collate([each[place] for place in places]) for each in (dataset, nothing))
         noise = torch.randn(batch["latent"].shape, generator=torch.Generator().manual_seed(args.seed))
@@ -169,11 +171,10 @@ def draw(model: DiT, dataset: LatentDataset, args: argparse.Namespace) -> None:
         latents = dataset.denormalize(torch.cat([batch["latent"], made.cpu()])).numpy()
         pixels = [decoder.encode([Sample(SampleRef(0, "", ""), z, "")])[0].array for z in latents]
         for column, caption in enumerate(next(iter(batch["captions"].values()))):
-            corner = (column * width, row * (2 * height + STRIP))
-            pair = np.concatenate(pixels[column :: len(places)])
-            picture.paste(Image.fromarray(pair), corner)
-            ImageDraw.Draw(picture).text((corner[0], corner[1] + len(pair)), fill(caption, width // 6), "black")
-            print(f"bucket {tuple(bucket.tolist())}: {caption}")
+            pair, left = np.concatenate(pixels[column :: len(places)]), column * bucket[1]
+            picture.paste(Image.fromarray(pair), (left, top))
+            ImageDraw.Draw(picture).text((left + 4, top + len(pair)), fill(caption, bucket[1] // 6), "black")
+            print(f"{bucket[1]}x{bucket[0]}: {caption}")
     picture.save(args.out / "samples.png")
 
 
@@ -183,13 +184,13 @@ def main() -> None:
     add("--data", type=Path, required=True, help="latents and text features that latentmill made: a PixArt root")
     add("--caption", help="which of several captions or encoders (default: the first)")
     add("--out", type=Path, default=Path("t2i"), help="folder for samples.png and ema.safetensors")
-    add("--steps", type=int, default=600, help="batches to train on")
-    add("--batch", type=int, default=4, help="samples in a batch")
-    add("--lr", type=float, default=1e-3, help="learning rate")
+    add("--steps", type=int, default=1000, help="batches to train on")
+    add("--batch", type=int, default=6, help="samples in a batch")
+    add("--lr", type=float, default=2e-3, help="learning rate")
     add("--ema", type=float, default=0.99, help="decay of the average of the weights")
     add("--shift", type=float, default=1.0, help="of times: 1 for 256 pixels a side, 3 for 1024")
-    add("--width", type=int, default=192, help=f"of a token; a multiple of {HEAD_WIDTH}")
-    add("--depth", type=int, default=4, help="blocks")
+    add("--width", type=int, default=256, help=f"of a token; a multiple of {HEAD_WIDTH}")
+    add("--depth", type=int, default=3, help="blocks")
     add("--patch", type=int, default=4, help="latent positions of a token's side")
     add("--sampling-steps", type=int, default=40, help="steps of Euler's method")
     add("--guidance", type=float, default=2.0, help="1 is none")

@@ -390,7 +390,8 @@ def test_names_that_are_not_utf8(photos: Path, tmp_path: Path) -> None:
     assert cli("verify", dest, "--images", images).returncode == 0
     sorted((photos / "c0").iterdir())[0].unlink()
     assert "1 dropped" in cli(*encode).stdout
-    fresh = latentmill.encode(photos, tmp_path / "fresh", resolution="32x32", model_url="fake", images=tmp_path / "f2")
+    there = tmp_path / "fresh"
+    fresh = latentmill.encode(photos, there / "latents", resolution="32x32", model_url="fake", images=there / "images")
     assert contents(dest) == contents(fresh.dest)
 
 

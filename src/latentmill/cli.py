@@ -16,11 +16,17 @@ from latentmill.options import (
     AlphaOption,
     Check,
     CheckOption,
+    Crops,
+    CropSeed,
     Dest,
     Device,
     Dtype,
     Exif,
     ExifOption,
+    Flip,
+    FlipOption,
+    Indivisible,
+    IndivisibleOption,
     MaxFailures,
     MaxImages,
     MaxPixels,
@@ -33,8 +39,6 @@ from latentmill.options import (
     TransformOption,
 )
 from latentmill.terminal import Display, out, shown, summarise
-
-_TABLE_WIDTH = 120
 
 app = typer.Typer(
     name="latentmill",
@@ -74,6 +78,9 @@ def convert(
     max_images: MaxImages = None,
     num_workers: Annotated[int | None, typer.Option(metavar="N", help="Processes. Default: the usable cores.")] = None,
     batch_size: Annotated[int, typer.Option(metavar="N", help="Images handed to a worker at a time.")] = 32,
+    flip: FlipOption = Flip.none,
+    crops: Crops = 1,
+    crop_seed: CropSeed = 0,
     exif: ExifOption = Exif.ignore,
     alpha: AlphaOption = Alpha.drop,
     max_pixels: MaxPixels = 178_956_970,
@@ -121,6 +128,10 @@ def encode(
     ] = Store.moments,
     seed: Annotated[int, typer.Option(help="Of the samples, with --store sample.")] = 0,
     save_dtype: Annotated[SaveDtype, typer.Option(help="Precision of the stored latents.")] = SaveDtype.float32,
+    flip: FlipOption = Flip.none,
+    crops: Crops = 1,
+    crop_seed: CropSeed = 0,
+    indivisible: IndivisibleOption = Indivisible.refuse,
     exif: ExifOption = Exif.ignore,
     alpha: AlphaOption = Alpha.drop,
     max_pixels: MaxPixels = 178_956_970,
@@ -202,38 +213,11 @@ def verify(
 @app.command()
 def models() -> None:
     """List the models that have short names, with what a trainer needs to know of them."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from latentmill.registry import MINI, MODELS, TEXT_MODELS
 
     def show() -> int:
-        from latentmill.encoders.models import resolve
-        from latentmill.encoders.text_models import resolve_text
+        from latentmill.model_tables import print_models
 
-        table = Table(box=None, pad_edge=False)
-        for heading in ("name", "repository", "channels", "factor", "scale", "shift", "used by"):
-            table.add_column(heading, no_wrap=True)
-        for entry in MODELS.values():
-            shift = "none" if entry.shift_factor is None else f"{entry.shift_factor:g}"
-            table.add_row(entry.name, entry.repository, str(entry.latent_channels), str(entry.downscale_factor),
-                          f"{entry.scaling_factor:g}", shift, entry.note)  # fmt: skip
-        mini = resolve(MINI).info
-        table.add_row(MINI, "in the package", str(mini.latent_channels), str(mini.downscale_factor),
-                      f"{mini.scaling_factor:g}", "none", "trying and testing only")  # fmt: skip
-        wide = out if out.width >= _TABLE_WIDTH else Console(width=_TABLE_WIDTH, highlight=False)
-        wide.print(table)
-        out.print("\nAny other diffusers AutoencoderKL: --model-url or --vae owner/name, or a folder.\n")
-        texts = Table(box=None, pad_edge=False)
-        for heading in ("text encoder", "repository", "width", "used by"):
-            texts.add_column(heading, no_wrap=True)
-        for text in TEXT_MODELS.values():
-            texts.add_row(text.name, text.repository, str(text.width), text.note)
-        texts.add_row(
-            MINI, "in the package", str(resolve_text(MINI).info.width), "random weights: trying and testing only"
-        )
-        wide.print(texts)
-        out.print("\nAny other T5 encoder: --text-encoder owner/name, or a folder.")
+        print_models()
         return 0
 
     guarded(show)

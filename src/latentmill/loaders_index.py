@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from latentmill.config import CROPPING
 from latentmill.errors import SourceError
 from latentmill.formats.metadata import INDEX_JSONL, Metadata, index_rows, row_geometry
 from latentmill.loaders_text import Texts
@@ -114,20 +113,23 @@ def _completed(boxes: Array, index: Index, metadata: Metadata) -> Array | None:
     """Boxes of every variant, where any has them: the centre's are not stored, but follow from the image's size."""
     has = boxes[:, :, 6:].all(axis=2)
     missing = index.known & ~has
-    if not has.any():
-        return None
-    if not missing.any():
-        return boxes
-    transform, sizes = metadata.fingerprint.get("transform"), boxes[:, :, :2].max(axis=1)
+    if not missing.any() or not has.any():
+        return boxes if has.any() else None
+    sizes = boxes[:, :, :2].max(axis=1)
     unknown = np.flatnonzero(missing.any(axis=1) & ~sizes.all(axis=1))
-    if not isinstance(transform, str) or transform not in CROPPING or metadata.image_size is None or len(unknown):
-        key = index.keys[int(unknown[0] if len(unknown) else np.flatnonzero(missing.any(axis=1))[0])]
+    if len(unknown):
         raise SourceError(
-            f"it is not known how {key} was cropped, since no variant with its size holds it: run the command again "
-            "(--overwrite), or load with variants=False"
+            f"it is not known how {index.keys[int(unknown[0])]} was cropped, since no variant by crop holds it: make "
+            "them anew (--overwrite), or load with variants=False"
         )
-    width, height = metadata.image_size
+    return np.where(missing[:, :, None], _centred(sizes, metadata)[:, None], boxes)
+
+
+def _centred(sizes: Array, metadata: Metadata) -> Array:
+    """int32 (N, 8): boxes of the plain crop of images of these (height, width), (N, 2); any, where that is 0."""
+    width, height = map(int, str(metadata.fingerprint["resolution"]).split("x"))
+    transform = str(metadata.fingerprint["transform"])
     distinct, which = np.unique(sizes, axis=0, return_inverse=True)
-    centred = [_box(crop_geometry(transform, (h, w), (height, width))) if h else _NO_BOX for h, w in distinct.tolist()]
-    table = np.array(centred, np.int32)[which.reshape(-1)]
-    return np.where(missing[:, :, None], table[:, None], boxes)
+    boxes = [_box(crop_geometry(transform, (h, w), (height, width))) if h else _NO_BOX for h, w in distinct.tolist()]
+    table: Array = np.array(boxes, np.int32)[which.reshape(-1)]
+    return table

@@ -69,12 +69,13 @@ class ImageLoad:
         return Sample(ref, result, "", decoded.notes, how)
 
     def _cropped(self, pixels: Array, key: str) -> tuple[Array | None, Geometry | None]:
-        height, width = pixels.shape[:2]
-        resolution, place = self.resolution or (width, height), self.variant.place(key)
+        size: tuple[int, int] = pixels.shape[:2]
+        width, height = self.resolution or size[::-1]
+        place = self.variant.place(key)
         if place is None:
-            return CROPS[self.transform](pixels, *resolution), None
-        how = crop_geometry(self.transform, (height, width), resolution[::-1], place)
-        return PLACED[self.transform](pixels, *resolution, place), how
+            return CROPS[self.transform](pixels, width, height), None
+        how = crop_geometry(self.transform, size, (height, width), place)
+        return PLACED[self.transform](pixels, width, height, place), how
 
 
 def differing_sizes(key: str, size: tuple[int, int], first: tuple[int, int]) -> ConfigError:

@@ -71,6 +71,17 @@ class Tiling(StrEnum):
     never = "never"
 
 
+class Flip(StrEnum):
+    none = "none"
+    both = "both"
+
+
+class Indivisible(StrEnum):
+    refuse = "refuse"
+    crop = "crop"
+    pad = "pad"
+
+
 class Link(StrEnum):
     hard = "hard"
     copy = "copy"
@@ -202,3 +213,22 @@ TokenBudget = Annotated[
     int, typer.Option(metavar="N", help="Tokens a forward, padding included.", rich_help_panel=_TEXT)
 ]
 TextRevision = Annotated[str | None, typer.Option(help="Of the text encoder's hub repository.", rich_help_panel=_TEXT)]
+
+FlipOption = Annotated[
+    Flip, typer.Option(help="both: every image mirrored too, in DEST-flip, for a loader to pick from.")
+]
+Crops = Annotated[
+    int,
+    typer.Option(metavar="N", help="Crops of every image: the transform's own, then drawn ones in DEST-crop1, …"),
+]
+CropSeed = Annotated[int, typer.Option(metavar="N", help="Of the drawn crops' places.")]
+IndivisibleOption = Annotated[
+    Indivisible, typer.Option(help="What becomes of sides that the VAE's factor does not divide.")
+]
+StoreOption = Annotated[
+    Store,
+    typer.Option(
+        help="The posterior's mean and deviation, its mean (of models without a posterior), or one sample.",
+        rich_help_panel=_VAE,
+    ),
+]

@@ -200,10 +200,10 @@ class Recipe:
                 path = Path(os.path.abspath(place))  # noqa: PTH100 - without following links
                 for other, name in taken.items():
                     if path == other or path in other.parents or other in path.parents:
-                        where = self.file.place(("outputs", each.name, "path"))
+                        who = "latents and pixels" if name == each.name else f"{name} and {each.name}"
                         raise ConfigError(
-                            f"{where}outputs.{each.name} and outputs.{name} must have places of their own, not inside "
-                            f"each other. Found: {place} and {other}"
+                            f"{self.file.place(('outputs', each.name, 'path'))}{who} must not be the same place or "
+                            f"inside each other. Found: {place} and {other}"
                         )
                 taken[path] = each.name
 
@@ -293,7 +293,8 @@ def resolved_settings(job: Job) -> dict[str, Any]:
 
 def _stored_toml(outputs: Sequence[Chosen], folder: Path, resolved: Mapping[str, Mapping[str, Any]]) -> str:
     """A recipe that lies in `folder`, with the settings that are not as by default."""
-    source = _told(outputs[0].settings, SourceSettings, _SLICES, folder)
+    unused = frozenset.intersection(*(each.kind.not_stored for each in outputs))
+    source = _told(outputs[0].settings, SourceSettings, _SLICES | unused, folder)
     for name in ("source", "images"):
         if name in source:
             source[name] = os.path.abspath(folder / source[name])  # noqa: PTH100 - the dataset may be moved, its source not

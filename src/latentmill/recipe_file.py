@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 from latentmill.errors import ConfigError, SourceError
 
 _HEADER = re.compile(r"\s*\[\[?\s*(.+?)\s*\]\]?\s*(?:#.*)?")
 _KEY = re.compile(r"""\s*((?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*'))*)\s*=""")
 _KEY_PART = re.compile(r"""[A-Za-z0-9_-]+|"[^"]*"|'[^']*'""")
+_ADDRESS = "file://"
 _SYNTAX_PLACE = re.compile(r"(.*) \(at line (\d+), column (\d+)\)")
 Keys = tuple[str, ...]  # of a setting, as ("outputs", "sd", "resolution")
 
@@ -48,7 +51,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, An
     except UnicodeDecodeError as error:
         raise SourceError(f"the recipe {path} is not UTF-8 text (byte {error.start:,})") from error
     try:
-        table = tomllib.loads(text)
+        table = _with_paths(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
         found = _SYNTAX_PLACE.fullmatch(str(error))
         where, what = (f"{path}, line {found[2]}", found[1]) if found else (str(path), str(error))
@@ -114,4 +117,24 @@ def _without_none(value: Any) -> Any:
         return {name: _without_none(inner) for name, inner in value.items() if inner is not None}
     if isinstance(value, list | tuple):
         return [_without_none(inner) for inner in value]
-    return str(value) if isinstance(value, Path) else value
+    return _as_text(str(value)) if isinstance(value, str | Path) else value
+
+
+def _as_text(value: str) -> str:
+    """A text as TOML can hold it: a path that is not UTF-8 becomes a `file://` address."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return Path(os.path.abspath(value)).as_uri()  # noqa: PTH100 - without following links
+    return value
+
+
+def _with_paths(value: Any) -> Any:
+    """The inverse, of all texts in a table."""
+    if isinstance(value, dict):
+        return {name: _with_paths(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_with_paths(inner) for inner in value]
+    if isinstance(value, str) and value.startswith(_ADDRESS):
+        return os.fsdecode(unquote_to_bytes(value.removeprefix(_ADDRESS)))
+    return value

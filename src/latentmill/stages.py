@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from latentmill.errors import SampleError
 from latentmill.records import Array, Encoded, Sample, SampleRef
@@ -36,6 +36,15 @@ class Load(Protocol):
     @property
     def decode(self) -> Decode: ...
     def __call__(self, ref: SampleRef, decoded: Any) -> Sample | None: ...
+
+
+@runtime_checkable
+class Altering(Protocol):
+    """A Load that alters what another gives, so that several can share that. alter: raises SampleError."""
+
+    @property
+    def images(self) -> Load: ...
+    def alter(self, pixels: Array) -> Array: ...
 
 
 class Encoder(Protocol):

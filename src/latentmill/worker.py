@@ -23,7 +23,7 @@ from latentmill.files import digest
 from latentmill.formats.containers import Container, ShardSink
 from latentmill.manifest import Plan
 from latentmill.records import Encoded, Outcome, Progress, Sample, SampleRef, ShardReport
-from latentmill.stages import Decode, Encoder, EncoderSpec, Layout, Load, Source
+from latentmill.stages import Altering, Decode, Encoder, EncoderSpec, Layout, Load, Source
 
 _WRITE_AHEAD = 2  # batches, and shards waiting for their sync, that may be queued behind the encoder
 Emit = Callable[[int, Progress | ShardReport], None]  # with the number of the part that it is of
@@ -236,6 +236,7 @@ class _Image:
     def __init__(self) -> None:
         self._data: bytes | SampleError | None = None
         self._decoded: list[tuple[Decode, object]] = []  # a SampleError where decoding failed
+        self._loaded: list[tuple[Load, Sample | SampleError | None]] = []
         self.digest = ""
 
     def result(self, part: Part, ref: SampleRef) -> Sample | Outcome:
@@ -246,12 +247,30 @@ class _Image:
         try:
             data = self._read(part.source, ref)
             found = self.digest
-            sample = part.load(ref, self._decode(part.load.decode, data))
+            sample = self._load(part.load, ref, data)
         except SampleError as error:
             return Outcome(ref, found, stage=error.stage, reason=error.reason)
         if sample is None:
             return Outcome(ref, found, skipped=True)
-        return replace(sample, digest=found)
+        return replace(sample, ref=ref, digest=found)
+
+    def _load(self, load: Load, ref: SampleRef, data: bytes) -> Sample | None:
+        """As the load gives it; made once for equal ones, and for what several alter."""
+        if isinstance(load, Altering):
+            sample = self._load(load.images, ref, data)
+            return None if sample is None else replace(sample, array=load.alter(sample.array))
+        for known, result in self._loaded:
+            if known == load:
+                break
+        else:
+            try:
+                result = load(ref, self._decode(load.decode, data))
+            except SampleError as error:
+                result = error
+            self._loaded.append((load, result))
+        if isinstance(result, SampleError):
+            raise result
+        return result
 
     def _read(self, source: Source, ref: SampleRef) -> bytes:
         if ref.fault:  # which one part's listing found, and another's need not mind

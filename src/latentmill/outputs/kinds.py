@@ -46,10 +46,14 @@ class Kind:
         return found
 
 
-PIXELS = Kind("pixels", "", PixelSettings, "latentmill.outputs.pixels:prepare_pixels", False, frozenset({"batch_size"}))
-LATENTS = Kind("latents", "repa", LatentSettings, "latentmill.outputs.latents:prepare_latents", True)
-BUCKETS = Kind("latents", "pixart", BucketSettings, "latentmill.outputs.buckets:prepare_buckets", True)
-VISION = Kind("vision", "", VisionSettings, "latentmill.outputs.vision:prepare_vision", True)
+_OF_CAPTIONS = frozenset({"caption_extension", "multi_line", "caption_columns", "missing_caption"})
+_OF_MODELS = frozenset({"batch_size", "threads", "device"})
+PIXELS = Kind(
+    "pixels", "", PixelSettings, "latentmill.outputs.pixels:prepare_pixels", False, _OF_CAPTIONS | _OF_MODELS
+)
+LATENTS = Kind("latents", "repa", LatentSettings, "latentmill.outputs.latents:prepare_latents", True, _OF_CAPTIONS)
+BUCKETS = Kind("latents", "pixart", BucketSettings, "latentmill.outputs.buckets:prepare_buckets", True, _OF_CAPTIONS)
+VISION = Kind("vision", "", VisionSettings, "latentmill.outputs.vision:prepare_vision", True, _OF_CAPTIONS)
 TEXT = Kind("text", "", CaptionSettings, "latentmill.outputs.captions:prepare_captions", False)
 KINDS = (PIXELS, LATENTS, BUCKETS, VISION, TEXT)
 
