@@ -11,12 +11,15 @@ if TYPE_CHECKING:
     from latentmill.features import pixart
     from latentmill.importing import import_captioned
     from latentmill.loaders import collate, load
+    from latentmill.recipe import Recipe, RecipeError
     from latentmill.sampling import BucketSampler
     from latentmill.verification import verify
 
 __all__ = [
     "BucketSampler",
     "LatentmillError",
+    "Recipe",
+    "RecipeError",
     "__version__",
     "collate",
     "convert",
@@ -31,6 +34,8 @@ __all__ = [
 # No module may be called as one of these: importing it would put the module in the name's place.
 _HOMES = {
     "BucketSampler": "latentmill.sampling",
+    "Recipe": "latentmill.recipe",
+    "RecipeError": "latentmill.recipe",
     "collate": "latentmill.loaders",
     "import_captioned": "latentmill.importing",
     "pixart": "latentmill.features",

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from latentmill.errors import ConfigError
+from latentmill.plugins import RUNNERS, SOURCES, TRANSFORMS, Group, choices, installed
 
 FAILURES_JUDGED_AFTER = 100  # images, for a limit in percent
 _SIZE = re.compile(r"(\d+)[x,](\d+)")
@@ -19,7 +20,9 @@ _RANGES = {"-1,1": (-1.0, 1.0), "0,1": (0.0, 1.0)}
 _PATH_PART = re.compile(r"(?!\.)[^/\\\0]*")
 _PERCENT_OR_COUNT = re.compile(r"(\d+(?:\.\d+)?)(%?)")
 
-Transform = Literal["none", "center-crop", "center-crop-wide", "center-crop-dhariwal"]
+BUILT_IN_TRANSFORMS = ("none", "center-crop", "center-crop-wide", "center-crop-dhariwal")
+FILES = "files"  # the built-in kind of source
+LOCAL = "local"  # the built-in runner
 CROPPING = ("center-crop", "center-crop-dhariwal")  # transforms whose crop may lie elsewhere than in the centre
 
 
@@ -82,6 +85,20 @@ def _suffix(value: object) -> object:
     return value
 
 
+def _named(group: Group, *built_in: str) -> BeforeValidator:
+    """A name that is built in, or that an installed package brings; nothing is imported."""
+
+    def check(value: object) -> object:
+        if value in built_in or value in installed(group):
+            return value
+        raise ValueError(f"must be {choices(group, value, built_in)}")
+
+    return BeforeValidator(check)
+
+
+Transform = Annotated[str, _named(TRANSFORMS, *BUILT_IN_TRANSFORMS)]
+SourceKind = Annotated[str, _named(SOURCES, FILES)]
+RunnerName = Annotated[str, _named(RUNNERS, LOCAL)]
 Size = Annotated[tuple[int, int], BeforeValidator(_size)]
 Limit = Annotated[FailureLimit, BeforeValidator(FailureLimit.parse)]
 Positive = Annotated[int, Field(ge=1)]
@@ -98,10 +115,13 @@ class SourceSettings(_Settings):
     """The one source of a recipe, and how its images are decoded; see `sources.captioned` and `decoding`.
 
     source: a folder or zip of images, or a table. images: the images' folder of a table. start_index, end_index: the
-    rows of a captioned source that are wanted, [start, end); what other slices made is kept.
+    rows of a captioned source that are wanted, [start, end); what other slices made is kept. source_kind: in a recipe
+    `kind`; `files` or one that another package brings, which is told `source` and source_options, there `options`.
     """
 
     source: Path
+    source_kind: SourceKind = FILES
+    source_options: dict[str, Any] = {}
     images: Path | None = None
     caption_extension: str = ".txt"
     multi_line: bool = False
@@ -116,9 +136,11 @@ class SourceSettings(_Settings):
     max_pixels: Positive = 178_956_970
 
     @model_validator(mode="after")
-    def _check_slice(self) -> Self:
+    def _check_source(self) -> Self:
         if self.end_index is not None and self.end_index < self.start_index:
             raise ValueError(f"end-index must not be below start-index ({self.start_index}). Found: {self.end_index}")
+        if self.source_options and self.source_kind == FILES:
+            raise ValueError("options are of a source that another package brings: [source] needs its kind")
         return self
 
     @property
@@ -134,7 +156,7 @@ class RunSettings(_Settings):
     """How jobs are run. num_workers: processes of pixels alone, else loading threads; None takes the usable cores.
 
     threads: of a forward on the CPU; None takes what the destination was begun with, else the usable cores.
-    wait: for another process that writes to the same place.
+    wait: for another process that writes to the same place. runner: `local`, or one that another package brings.
     """
 
     device: Device = "auto"
@@ -144,6 +166,7 @@ class RunSettings(_Settings):
     check: Literal["stat", "digest"] = "stat"
     overwrite: bool = False
     wait: bool = False
+    runner: RunnerName = LOCAL
 
 
 class OutputSettings(SourceSettings, RunSettings):

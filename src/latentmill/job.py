@@ -82,6 +82,7 @@ class Job:
 
     batch_size: of most batches at most. measure: seconds that a unit of `batching.cost` takes with the encoder.
     patient: wait for another job that writes to the same place, instead of refusing. recipe: stored with the result.
+    called: comes first in an error, where other jobs run beside this one.
     """
 
     source: Source
@@ -99,6 +100,7 @@ class Job:
     overwrite: bool = False
     patient: bool = False
     recipe: str = ""
+    called: str = ""
     tell: Callable[[Event], None] = field(default=lambda event: None)
 
     @property

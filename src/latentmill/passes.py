@@ -11,21 +11,29 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from latentmill.errors import LatentmillError
+from latentmill.batching import ByCount
+from latentmill.config import LOCAL
+from latentmill.errors import LatentmillError, TooManyFailuresError
 from latentmill.job import Begun, Job
 from latentmill.outcome import Event, Result
-from latentmill.records import Listing, Progress, ShardReport
+from latentmill.plugins import RUNNERS, Runner, load
+from latentmill.records import Listing, Progress, SampleRef, ShardReport
 from latentmill.runners.local import run_local
+from latentmill.stages import EncoderSpec
 from latentmill.worker import Part, Task, Unit
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A job that has been checked and told, and only waits to be run. bytes: of its outputs on the disk, about."""
+    """A job that has been checked and told, and only waits to be run.
+
+    bytes: of its outputs on the disk, about. runner: by name.
+    """
 
     job: Job
     listing: Listing
     bytes: int = 0
+    runner: str = LOCAL
 
     def run(self) -> Result:
         """Run it alone. Raises LatentmillError."""
@@ -36,19 +44,21 @@ class Prepared:
 
 
 def run_pass(jobs: Sequence[Prepared]) -> list[Result | LatentmillError]:
-    """Run jobs over one source together; gives what became of each, in their order.
+    """Run jobs over one source, of one runner, together; gives what became of each, in their order.
 
     A job that refuses to begin (its settings are others than its destination was made with, say) leaves the rest to go
     on; its error stands in the place of its result. Any other failure ends the pass, and what is committed stays.
     """
+    run = runner_of(jobs[0].runner)
     for each in jobs:
         _announce(each)
+    _align([each.job for each in jobs])
     with ExitStack() as held:
         held.enter_context(_torch_given_back())
         held.callback(_close_models, [each.job for each in jobs])
         begun = _all_begun(jobs, held)
         ready = {number: found for number, found in begun.items() if isinstance(found, Begun)}
-        running = _execute([(jobs[number].job, ready[number]) for number in sorted(ready)])
+        running = _execute([(jobs[number].job, ready[number]) for number in sorted(ready)], run)
         return [
             found if isinstance(found, LatentmillError) else jobs[number].job.end(found, running)
             for number, found in sorted(begun.items())
@@ -63,27 +73,67 @@ def _announce(prepared: Prepared) -> None:
         tell(Event("warning", warning))
 
 
+def _align(jobs: Sequence[Job]) -> None:
+    """Let jobs that worker processes share begin their shards at the same images, so that units are many and small.
+
+    Batches get smaller, since a worker holds those of every job.
+    """
+    if len(jobs) < 2 or not all(job.workers > 1 and isinstance(job.batching, ByCount) for job in jobs):
+        return
+    workers, size = min(job.workers for job in jobs), max(1, min(job.batch_size for job in jobs) // len(jobs))
+    first = jobs[0].measure
+    seconds: list[float] = []
+
+    def measured(encoder: EncoderSpec | None, refs: list[SampleRef]) -> float:
+        """Once for all: figures that differ a little would give shards that do."""
+        seconds.extend([] if seconds else [first(encoder, refs)])
+        return seconds[0]
+
+    for job in jobs:
+        job.workers, job.batch_size, job.batching, job.measure = workers, size, ByCount(size), measured
+
+
 def _all_begun(jobs: Sequence[Prepared], held: ExitStack) -> dict[int, Begun | LatentmillError]:
-    """Every job locked and planned, in order of place, so that two processes never wait for each other."""
+    """Every job locked, then every job planned: of two processes that run the same jobs, one gets all of them.
+
+    Locks are taken in order of place, so that the two never wait for each other.
+    """
     begun: dict[int, Begun | LatentmillError] = {}
+    locks: dict[int, ExitStack] = {}
     for number in sorted(range(len(jobs)), key=lambda number: str(jobs[number].job.primary.path)):
+        lock = held.enter_context(ExitStack())
         try:
-            begun[number] = _begun(jobs[number], held)
+            jobs[number].job.refuse()
+            lock.enter_context(jobs[number].job.locked())
+            locks[number] = lock
+        except LatentmillError as error:
+            begun[number] = error
+    for number, lock in sorted(locks.items()):
+        try:
+            begun[number] = _begun(jobs[number], lock)
         except LatentmillError as error:
             begun[number] = error
     return begun
 
 
-def _begun(prepared: Prepared, held: ExitStack) -> Begun:
-    prepared.job.refuse()
-    with ExitStack() as own:
-        own.enter_context(prepared.job.locked())
+def _begun(prepared: Prepared, lock: ExitStack) -> Begun:
+    """Plan a job. Raises LatentmillError, and then lets go of its lock."""
+    with ExitStack() as refused:
+        refused.push(lock)
         begun = prepared.job.begin(prepared.listing)
-        held.push(own.pop_all())
+        refused.pop_all()
     return begun
 
 
-def _execute(jobs: Sequence[tuple[Job, Begun]]) -> float:
+def runner_of(name: str) -> Runner:
+    """The local runner, or one that another package brings. Raises ConfigError."""
+    if name == LOCAL:
+        return run_local
+    found: Runner = load(RUNNERS, name)
+    return found
+
+
+def _execute(jobs: Sequence[tuple[Job, Begun]], run: Runner) -> float:
     """Run what is not done yet; gives the seconds from the first batch to the last commit."""
     jobs = [(job, begun) for job, begun in jobs if begun.plan is not None]
     followers = [job.follow(begun) for job, begun in jobs]
@@ -95,12 +145,24 @@ def _execute(jobs: Sequence[tuple[Job, Begun]]) -> float:
     units = units_of(parts, [begun.todo for _, begun, _ in left], workers)
 
     def emit(part: int, event: Progress | ShardReport) -> None:
-        left[part][2].take(event)
+        job, _, follower = left[part]
+        try:
+            follower.take(event)
+        except TooManyFailuresError as error:
+            raise TooManyFailuresError(f"{job.called}{error}") from error
 
     started = time.monotonic()
     task = Task(parts, max(job.load_threads for job, _, _ in left))
-    run_local(task, units, min(workers, len(units)), emit)
+    run(task, units, min(workers, len(units)), emit)
+    _check_done([begun for _, begun, _ in left])
     return time.monotonic() - started
+
+
+def _check_done(jobs: Sequence[Begun]) -> None:
+    """Refuse to finish what a runner has left undone."""
+    left = sum(len(set(begun.todo) - set(begun.plan.done())) for begun in jobs if begun.plan is not None)
+    if left:
+        raise LatentmillError(f"the runner ended with {left:,} shards undone. Run the same command again to go on")
 
 
 def units_of(parts: Sequence[Part], todo: Sequence[Sequence[int]], workers: int) -> list[Unit]:

@@ -33,29 +33,31 @@ from latentmill.job import Job
 from latentmill.outcome import Result, Tell, quiet
 from latentmill.outputs.kinds import KINDS, Kind, kind_of
 from latentmill.outputs.shared import Shared
-from latentmill.passes import Prepared, run_pass
+from latentmill.passes import Prepared, run_pass, runner_of
 from latentmill.recipe_file import NO_FILE, Keys, RecipeFile, read_recipe, to_toml
 from latentmill.registry import TEXT_SETS
 from latentmill.transforms.variant import variants
 
 TellOf = Callable[[str], Tell]
-_SOURCE_FIELDS = SourceSettings.model_fields.keys() - {"source"} | {"path"}
+_SOURCE_NAMES = {"source": "path", "source_kind": "kind", "source_options": "options"}  # in `[source]`
+_SOURCE_FIELDS = SourceSettings.model_fields.keys() - _SOURCE_NAMES.keys() | set(_SOURCE_NAMES.values())
 _RUN_FIELDS = frozenset(RunSettings.model_fields)
 _SECTIONS = ("source", "dest", "run", "defaults", "outputs")
 _RESOLVED = ("batch_size", "threads")
 _SLICES = frozenset({"start_index", "end_index"})  # whose results add up to the whole
 _NOT_STORED = frozenset(
-    {"num_workers", "max_failures", "check", "overwrite", "wait"}
+    {"num_workers", "max_failures", "check", "overwrite", "wait", "runner"}
 )  # nothing of the result depends on them
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """One output of a recipe, its settings validated."""
+    """One output of a recipe, its settings validated. table: where those were told, which may be of several."""
 
     name: str
     kind: Kind
     settings: OutputSettings
+    table: str
 
     @property
     def places(self) -> list[Path]:
@@ -141,7 +143,8 @@ class Recipe:
         self._check_names(source, ("source",), _SOURCE_FIELDS, "[source]")
         if "path" not in source:
             raise ConfigError(f"{self.file.place(('source',))}[source] needs path")
-        source["source"] = source.pop("path")
+        own = {told: name for name, told in _SOURCE_NAMES.items()}
+        source = {own.get(name, name): value for name, value in source.items()}
         for name in ("source", "images"):
             if isinstance(source.get(name), str | Path):
                 source[name] = self._located(source[name], ("source", "path" if name == "source" else name))
@@ -171,13 +174,14 @@ class Recipe:
         defaults = {key: value for key, value in self.defaults.items() if key in kind.settings.model_fields}
         values = {**source, **self.run_settings, **defaults, **own, "dest": dest}
         for member, more in _members(kind, values):
-            yield Chosen(f"{name}-{member}" if member else name, kind, self._valid(kind, name, {**values, **more}))
+            settings = self._valid(kind, name, {**values, **more})
+            yield Chosen(f"{name}-{member}" if member else name, kind, settings, name)
 
     def _valid(self, kind: Kind, name: str, values: dict[str, Any]) -> OutputSettings:
         def place(field_name: str) -> str:
             """Where a setting was told: in the output, the defaults, the run or the source."""
             own = ("outputs", name, "path" if field_name == "dest" else field_name)
-            told = "path" if field_name == "source" else field_name
+            told = _SOURCE_NAMES.get(field_name, field_name)
             for keys in (own, ("defaults", field_name), ("run", field_name), ("source", told)):
                 if keys in self.file.lines or keys in self.file.told:
                     return f"{self.file.place(keys)}{'.'.join(keys[:-1])}: "
@@ -202,7 +206,7 @@ class Recipe:
                     if path == other or path in other.parents or other in path.parents:
                         who = "latents and pixels" if name == each.name else f"{name} and {each.name}"
                         raise ConfigError(
-                            f"{self.file.place(('outputs', each.name, 'path'))}{who} must not be the same place or "
+                            f"{self.file.place(('outputs', each.table, 'path'))}{who} must not be the same place or "
                             f"inside each other. Found: {place} and {other}"
                         )
                 taken[path] = each.name
@@ -216,11 +220,16 @@ class Recipe:
         found = []
         for each in chosen:
             with self.naming(each):
+                runner_of(each.settings.runner)
                 jobs = each.kind.prepare()(each.settings, shared, tell_of(each.name))
             for job in jobs:
                 name = job.job.primary.path.name.removeprefix(each.settings.dest.name) if len(jobs) > 1 else ""
-                named = Named(each.name + name.removesuffix(".zip"), each.name, job)
+                named = Named(
+                    each.name + name.removesuffix(".zip"), each.name, replace(job, runner=each.settings.runner)
+                )
                 job.job.recipe, job.job.tell = _recipe_of(each, job.job), tell_of(named.name)
+                if self.file.name or len(chosen) > 1:
+                    job.job.called = f"{self.file.place(('outputs', each.table))}outputs.{named.name}: "
                 found.append(named)
         return found
 
@@ -232,7 +241,7 @@ class Recipe:
         except LatentmillError as error:
             if not self.file.name:
                 raise
-            keys = ("outputs", chosen.name, "model") if isinstance(error, ModelError) else ("outputs", chosen.name)
+            keys = ("outputs", chosen.table, "model") if isinstance(error, ModelError) else ("outputs", chosen.table)
             raise type(error)(f"{self.file.place(keys)}outputs.{chosen.name}: {error}") from error
 
     def run(self, tell_of: TellOf = lambda name: quiet) -> dict[str, Result]:
@@ -245,21 +254,20 @@ class Recipe:
 
     def carry_out(self, jobs: Sequence[Named]) -> dict[str, Result]:
         """Run what `prepare` gave; see `run`."""
-        found: dict[str, Result | LatentmillError] = {}
+        results: dict[str, Result] = {}
+        errors: dict[str, LatentmillError] = {}
         for group in _passes(jobs):
-            results = run_pass([each.prepared for each in group])
-            found |= {each.name: result for each, result in zip(group, results, strict=True)}
-        results_by_name = {name: result for name, result in found.items() if not isinstance(result, LatentmillError)}
-        errors = {name: error for name, error in found.items() if isinstance(error, LatentmillError)}
+            for each, found in zip(group, run_pass([each.prepared for each in group]), strict=True):
+                if isinstance(found, Result):
+                    results[each.name] = found
+                else:
+                    errors[each.name] = type(found)(f"{each.prepared.job.called}{found}")
         if errors and not self.file.name and len(jobs) == 1:
             raise next(iter(errors.values()))
         if errors:
-            raise RecipeError({name: self._placed(name, error) for name, error in errors.items()}, results_by_name)
+            raise RecipeError(errors, results)
         self._store(jobs)
-        return results_by_name
-
-    def _placed(self, name: str, error: LatentmillError) -> LatentmillError:
-        return LatentmillError(f"{self.file.place(('outputs', name))}outputs.{name}: {error}")
+        return results
 
     # the recipe with its result
 
@@ -310,7 +318,8 @@ def _stored_toml(outputs: Sequence[Chosen], folder: Path, resolved: Mapping[str,
             **_told(each.settings, each.kind.settings, left_out, folder),
             **found,
         }
-    return to_toml({"dest": ".", "source": {"path": source.pop("source"), **source}, "outputs": tables})
+    source = {_SOURCE_NAMES.get(name, name): value for name, value in source.items()}
+    return to_toml({"dest": ".", "source": source, "outputs": tables})
 
 
 def _told(settings: OutputSettings, kind: type[BaseModel], left_out: AbstractSet[str], folder: Path) -> dict[str, Any]:
@@ -344,11 +353,12 @@ def _members(kind: Kind, values: Mapping[str, Any]) -> Iterator[tuple[str, dict[
 
 
 def _passes(jobs: Sequence[Named]) -> list[list[Named]]:
-    """Jobs that read the same images go together, in order; every other one alone."""
+    """Jobs that read the same images by the same runner go together, in order; every other one alone."""
     groups: dict[object, list[Named]] = {}
     for each in jobs:
         root = getattr(each.prepared.job.source, "root", None)
-        groups.setdefault(Path(os.path.abspath(root)) if root is not None else each.name, []).append(each)  # noqa: PTH100
+        images = os.path.abspath(root) if root is not None else (each.name,)  # noqa: PTH100 - without following links
+        groups.setdefault((images, each.prepared.runner), []).append(each)
     return list(groups.values())
 
 

@@ -36,6 +36,7 @@ from latentmill.formats.payload import ARRAY_ERRORS
 from latentmill.formats.repa import ImageLayout
 from latentmill.formats.stored_zip import changed_records
 from latentmill.formats.vision import stored_shape
+from latentmill.loaders_variants import check_same_variant
 from latentmill.outcome import Event, Tell, quiet
 from latentmill.stages import Layout
 
@@ -108,7 +109,7 @@ def verify(dataset: str | Path, images: str | Path | None = None, tell: Tell = q
     _check_records(path, stored, report)
     report.summary = "digests, names, labels, shapes and values checked"
     if images is not None:
-        _check_pairs(rows, Path(images), report, tell)
+        _check_pairs(rows, metadata, path, Path(images), report, tell)
         report.summary += ", paired with the images"
     return report
 
@@ -282,7 +283,7 @@ def _expected(metadata: Metadata, row: dict[str, Any]) -> tuple[str, tuple[int |
         width, height = metadata.image_size or (None, None)
         return "uint8", (height, width, 3)
     channels, height, width = metadata.latent.shape
-    if geometry is not None and metadata.model is not None:
+    if height is None and geometry is not None and metadata.model is not None:
         height, width = (side // metadata.model.downscale_factor for side in geometry.bucket)
     return metadata.latent.dtype, (channels, height, width)
 
@@ -325,11 +326,18 @@ def _check_statistics(metadata: Metadata, sums: list[tuple[float, ...]], report:
         )
 
 
-def _check_pairs(rows: list[dict[str, Any]], images: Path, report: VerifyReport, tell: Tell) -> None:
+def _check_pairs(
+    rows: list[dict[str, Any]], metadata: Metadata, latents: Path, images: Path, report: VerifyReport, tell: Tell
+) -> None:
     """Latents against images: the same numbers, and for each the bytes that the latent was made from."""
     theirs = Metadata.read_beside(images)
     if theirs is None or theirs.kind != "images":
         raise SourceError(f"{images} holds no images that latentmill made (no {METADATA_JSON} of that kind)")
+    if theirs.source_digest == metadata.source_digest:
+        try:
+            check_same_variant(metadata, theirs, latents, images)
+        except SourceError as error:
+            report.add(METADATA_JSON, str(error))
     layout, reader = ImageLayout(), Reader(images)
     image_rows = {row["index"]: row for row in index_rows(images) if "name" in row}
     stored = {row["index"]: row for row in rows if "name" in row}

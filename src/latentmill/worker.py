@@ -8,6 +8,7 @@ cancelled, the shards that are not committed leave nothing behind.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -203,6 +204,7 @@ class _Run:
         if encoder is None or not samples:
             return {}
         with shard.clock.time("encode"):
+            _set_threads(self.task.parts[shard.part].encoder)
             results = encoder.encode(samples)
         return {sample.ref.index: result for sample, result in zip(samples, results, strict=True)}
 
@@ -259,18 +261,16 @@ class _Image:
         if isinstance(load, Altering):
             sample = self._load(load.images, ref, data)
             return None if sample is None else replace(sample, array=load.alter(sample.array))
-        for known, result in self._loaded:
-            if known == load:
-                break
-        else:
+        found = [result for known, result in self._loaded if known == load]
+        if not found:
             try:
-                result = load(ref, self._decode(load.decode, data))
+                found = [load(ref, self._decode(load.decode, data))]
             except SampleError as error:
-                result = error
-            self._loaded.append((load, result))
-        if isinstance(result, SampleError):
-            raise result
-        return result
+                found = [error]
+            self._loaded.append((load, found[0]))
+        if isinstance(found[0], SampleError):
+            raise found[0]
+        return found[0]
 
     def _read(self, source: Source, ref: SampleRef) -> bytes:
         if ref.fault:  # which one part's listing found, and another's need not mind
@@ -306,6 +306,13 @@ def _attempt(task: Task, wanted: list[_Wanted]) -> list[tuple[_Place, Sample | O
     """Read, decode and transform one image, for all the parts that want it."""
     image = _Image()
     return [(place, image.result(task.parts[place.part], ref)) for place, ref in wanted]
+
+
+def _set_threads(spec: EncoderSpec | None) -> None:
+    """Give an encoder its own number of PyTorch's threads, which are the whole process's: results may depend on it."""
+    torch, threads = sys.modules.get("torch"), getattr(spec, "threads", None)
+    if torch is not None and threads is not None and torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
 
 def _store(

@@ -10,7 +10,6 @@ import numpy as np
 
 from latentmill.batching import ByBucket
 from latentmill.config import BucketSettings, validated
-from latentmill.destination import stored_fingerprint
 from latentmill.errors import SampleError
 from latentmill.estimate import DECODE_COPIES, announce_output
 from latentmill.files import counted
@@ -22,6 +21,7 @@ from latentmill.job import Job
 from latentmill.loading import BucketLoad
 from latentmill.outcome import Event, Tell
 from latentmill.outputs.common import (
+    begun_with,
     divided,
     feature_folder,
     model_line,
@@ -59,7 +59,7 @@ def prepare_buckets(chosen: BucketSettings, shared: Shared, tell: Tell) -> list[
 
 def _prepared(chosen: BucketSettings, variant: Variant, shared: Shared, tell: Tell) -> Prepared:
     dest = variant.beside(chosen.dest)
-    made_with = {} if chosen.overwrite else stored_fingerprint(FolderContainer(dest))
+    made_with = begun_with(chosen, FolderContainer(dest), FolderContainer(chosen.dest))
     reader: ReaderKind = chosen.reader or stored_reader(made_with) or ("multi" if chosen.multi_scale else "single")
     found = shared.captioned(chosen, of_images=True)
     place = feature_folder(dest, found)

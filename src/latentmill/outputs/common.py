@@ -9,12 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from latentmill.errors import ConfigError, DestinationError, SampleError
+from latentmill.config import OutputSettings
+from latentmill.destination import stored_fingerprint
+from latentmill.errors import ConfigError, DestinationError, ModelError, SampleError
 from latentmill.formats.containers import Container, FolderContainer, container
 from latentmill.formats.metadata import ModelInfo, Value
 from latentmill.formats.pixart import ReaderKind
+from latentmill.plugins import ENCODERS, EncoderRequest, MakeEncoder, choices, installed, load, origin
 from latentmill.records import Listing, Sample, SampleRef
-from latentmill.registry import FAKE
+from latentmill.registry import FAKE, MINI, MODELS
 from latentmill.sources.captioned import IMAGE_FOLDER, CaptionedSet
 from latentmill.stages import EncoderSpec, Source
 from latentmill.transforms.divide import divided_size
@@ -41,6 +44,12 @@ def divided(size: tuple[int, int], info: ModelInfo, rule: str) -> tuple[int, int
 def series(package: str) -> str:
     """Major and minor version: what may change results. Patch releases do not make a dataset stale."""
     return ".".join(version(package).split("+")[0].split(".")[:2])
+
+
+def begun_with(chosen: OutputSettings, *places: Container) -> dict[str, Value]:
+    """The settings that the first of these places was begun with: of a variant its own, or else the plain one's."""
+    found = ({} if chosen.overwrite else stored_fingerprint(place) for place in places)
+    return next(filter(None, found), {})
 
 
 def stored_int(made_with: dict[str, Value], name: str) -> int | None:
@@ -107,13 +116,19 @@ def vae_spec(
     seed: int = 0,
     tiling: str = "auto",
 ) -> tuple[EncoderSpec, ModelInfo]:
-    """A VAE by name, or the fake encoder. Raises ModelError."""
+    """A VAE by name, an encoder that another package brings, or the fake one. Raises ModelError."""
     if name == FAKE:
         from latentmill.encoders.fake import FAKE_INFO, FakeSpec
 
         if store != "moments":
             raise ConfigError(f"the fake encoder stores moments only. Found: store {store}")
         return FakeSpec(save_dtype), FAKE_INFO
+    if name not in (MINI, *MODELS) and name in installed(ENCODERS):
+        request = EncoderRequest(
+            revision, subfolder, device, dtype, pixel_range, store, seed, save_dtype, threads, tiling
+        )
+        return _encoder_of_package(name, request)
+    _check_name(name)
     from latentmill.encoders.device import choose_device
     from latentmill.encoders.models import check_statistic, resolve
     from latentmill.encoders.vae import VaeSpec
@@ -122,6 +137,23 @@ def vae_spec(
     check_statistic(model.info, store)
     spec = VaeSpec(model, choose_device(device), dtype, pixel_range, store, seed, save_dtype, threads, tiling)
     return spec, model.info
+
+
+def _check_name(name: str) -> None:
+    """Where other packages bring encoders, a name that nothing has may be one of theirs. Raises ModelError."""
+    if installed(ENCODERS) and "/" not in name and name not in (MINI, *MODELS) and not Path(name).exists():
+        known = choices(ENCODERS, name, (*MODELS, MINI))
+        raise ModelError(f"model must be {known}, a hub repository as owner/name or a folder. Found: {name!r}")
+
+
+def _encoder_of_package(name: str, request: EncoderRequest) -> tuple[EncoderSpec, ModelInfo]:
+    """An encoder, and its ModelInfo, whose config_sha256 then tells the package too. Raises ModelError."""
+    from latentmill.encoders.models import check_statistic
+
+    make: MakeEncoder = load(ENCODERS, name)
+    spec, info = make(request)
+    check_statistic(info, request.store)
+    return spec, info.model_copy(update={"config_sha256": f"{info.config_sha256} ({origin(ENCODERS, name)})"})
 
 
 def destination(source: Path, dest: Path) -> Container:

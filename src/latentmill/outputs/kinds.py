@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from latentmill.config import (
     VisionSettings,
 )
 from latentmill.errors import ConfigError
+from latentmill.plugins import FORMATS, choices, installed
 
 if TYPE_CHECKING:
     from latentmill.outcome import Tell
@@ -25,7 +27,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of output. layout: where the name alone does not tell it. home: module and function that make the jobs."""
+    """A kind of output. layout: where the name alone does not tell it. home: module and function that make the jobs.
+
+    extends: another package brings the layout; the rest is as of `repa`.
+    """
 
     name: str
     layout: str
@@ -33,6 +38,7 @@ class Kind:
     home: str
     encodes_images: bool
     not_stored: frozenset[str] = frozenset()  # of its settings, those that nothing of the result depends on
+    extends: bool = False
 
     @property
     def told(self) -> str:
@@ -42,15 +48,13 @@ class Kind:
     def prepare(self) -> Callable[[Any, Shared, Tell], list[Prepared]]:
         """What makes jobs of settings; imported when it is needed."""
         module, _, function = self.home.partition(":")
-        found: Callable[[Any, Shared, Tell], list[Prepared]] = getattr(import_module(module), function)
-        return found
+        found: Callable[..., list[Prepared]] = getattr(import_module(module), function)
+        return partial(found, layout=self.layout) if self.extends else found
 
 
 _OF_CAPTIONS = frozenset({"caption_extension", "multi_line", "caption_columns", "missing_caption"})
 _OF_MODELS = frozenset({"batch_size", "threads", "device"})
-PIXELS = Kind(
-    "pixels", "", PixelSettings, "latentmill.outputs.pixels:prepare_pixels", False, _OF_CAPTIONS | _OF_MODELS
-)
+PIXELS = Kind("pixels", "", PixelSettings, "latentmill.outputs.pixels:prepare_pixels", False, _OF_CAPTIONS | _OF_MODELS)
 LATENTS = Kind("latents", "repa", LatentSettings, "latentmill.outputs.latents:prepare_latents", True, _OF_CAPTIONS)
 BUCKETS = Kind("latents", "pixart", BucketSettings, "latentmill.outputs.buckets:prepare_buckets", True, _OF_CAPTIONS)
 VISION = Kind("vision", "", VisionSettings, "latentmill.outputs.vision:prepare_vision", True, _OF_CAPTIONS)
@@ -59,7 +63,10 @@ KINDS = (PIXELS, LATENTS, BUCKETS, VISION, TEXT)
 
 
 def kind_of(name: object, layout: object = None) -> Kind:
-    """A kind by name, and by layout where it has several (the first where none is told). Raises ConfigError."""
+    """A kind by name, and by layout where it has several (the first where none is told). Raises ConfigError.
+
+    Of latents, other packages may bring more layouts.
+    """
     named = [kind for kind in KINDS if kind.name == name]
     if not named:
         told = ", ".join(dict.fromkeys(kind.name for kind in KINDS))
@@ -67,7 +74,10 @@ def kind_of(name: object, layout: object = None) -> Kind:
     if layout is None:
         return named[0]
     found = next((kind for kind in named if kind.layout == layout), None)
+    if found is None and name == LATENTS.name and layout in installed(FORMATS):
+        return replace(LATENTS, layout=str(layout), extends=True)
     if found is None:
-        known = " or ".join(kind.layout for kind in named if kind.layout) or "left out"
+        built_in = [kind.layout for kind in named if kind.layout]
+        known = choices(FORMATS, layout, built_in) if built_in else "left out"
         raise ConfigError(f"the layout of kind {name} must be {known}. Found: {layout!r}")
     return found

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from latentmill.batching import ByCount
 from latentmill.config import LatentSettings
-from latentmill.destination import stored_fingerprint
 from latentmill.errors import ConfigError
 from latentmill.estimate import Estimate
 from latentmill.files import counted
 from latentmill.finish import Description
-from latentmill.formats.containers import Container
+from latentmill.formats.containers import Container, container
+from latentmill.formats.layouts import REPA, latent_layout
 from latentmill.formats.metadata import LatentInfo, ModelInfo, Value
-from latentmill.formats.repa import ImageLayout, LatentLayout
+from latentmill.formats.repa import ImageLayout
 from latentmill.job import Job
 from latentmill.loading import AlteredLoad
 from latentmill.outcome import Event, Tell
 from latentmill.outputs.common import (
+    begun_with,
     destination,
     divided,
     model_line,
@@ -27,6 +28,7 @@ from latentmill.outputs.common import (
 from latentmill.outputs.pixels import check_square, image_load, pixel_fingerprint, result_size
 from latentmill.outputs.shared import Shared
 from latentmill.passes import Prepared
+from latentmill.plugins import FORMATS, origin
 from latentmill.registry import FAKE
 from latentmill.stages import EncoderSpec
 from latentmill.system import usable_cores
@@ -37,25 +39,35 @@ from latentmill.worker import Output
 DEFAULT_BATCH = 8
 
 
-def prepare_latents(chosen: LatentSettings, shared: Shared, tell: Tell) -> list[Prepared]:
-    """A job for each variant; what can be refused is, and what will be done is told. Raises LatentmillError."""
+def prepare_latents(chosen: LatentSettings, shared: Shared, tell: Tell, layout: str = REPA) -> list[Prepared]:
+    """A job for each variant; what can be refused is, and what will be done is told. Raises LatentmillError.
+
+    layout: `repa`, or one that another package brings.
+    """
     found = variants(chosen.flip, chosen.crops, chosen.crop_seed)
-    return [_prepared(chosen, variant, shared, tell) for variant in found]
+    return [_prepared(chosen, variant, shared, tell, layout) for variant in found]
 
 
-def _prepared(chosen: LatentSettings, variant: Variant, shared: Shared, tell: Tell) -> Prepared:
+def _prepared(chosen: LatentSettings, variant: Variant, shared: Shared, tell: Tell, layout: str) -> Prepared:
     place = destination(chosen.source, variant.beside(chosen.dest))
     images, listing = shared.numbered_images(chosen, numbering=True)
     size = result_size(chosen, images, listing)
-    made_with: dict[str, Value] = {} if chosen.overwrite else stored_fingerprint(place)
+    made_with = begun_with(chosen, place, container(chosen.dest))
     batch_size = chosen.batch_size or stored_int(made_with, "batch_size") or DEFAULT_BATCH
     threads = chosen.threads or stored_int(made_with, "threads") or usable_cores()
     spec, info = _encoder(chosen, threads)
     spec = shared.one(spec)
     encoded_size = divided(size, info, chosen.indivisible)
+    if chosen.pixels is not None and encoded_size != size:
+        raise ConfigError(
+            f"pixels that go with latents must be of their size: {encoded_size[0]}x{encoded_size[1]}. Found: "
+            f"{size[0]}x{size[1]}"
+        )
     latent = _latent_info(chosen, size, encoded_size, info)
     fingerprint = _fingerprint(chosen, variant, spec, info, batch_size, threads)
-    outputs = [Output("latents", LatentLayout(chosen.store), place, encoded=True)]
+    if layout != REPA:
+        fingerprint |= {"layout": layout, "layout_package": origin(FORMATS, layout)}
+    outputs = [Output("latents", latent_layout(layout, chosen.store), place, encoded=True)]
     describe = {"latents": Description(fingerprint, latent=latent, model=info, image_size=size)}
     if chosen.pixels is not None:
         outputs.append(Output("images", ImageLayout(), _pixels_beside(chosen, variant, place, size), encoded=False))

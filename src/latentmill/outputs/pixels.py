@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from latentmill.batching import ByCount
-from latentmill.config import CropSettings, PixelSettings
+from latentmill.config import BUILT_IN_TRANSFORMS, CropSettings, PixelSettings
 from latentmill.decoding import image_size
 from latentmill.errors import ConfigError, SampleError, SourceError
 from latentmill.estimate import Estimate, fitted, probe_sizes
@@ -16,6 +16,7 @@ from latentmill.outcome import Tell
 from latentmill.outputs.common import destination, seconds_to_convert, series
 from latentmill.outputs.shared import Shared
 from latentmill.passes import Prepared
+from latentmill.plugins import TRANSFORMS, origin
 from latentmill.records import Listing
 from latentmill.stages import Source
 from latentmill.system import usable_cores
@@ -106,9 +107,10 @@ def check_square(size: tuple[int, int]) -> None:
 
 def pixel_fingerprint(chosen: CropSettings, variant: Variant) -> dict[str, Value]:
     """Everything that may change a pixel."""
-    size = chosen.resolution
+    size, own = chosen.resolution, chosen.transform in BUILT_IN_TRANSFORMS
     return {
         "transform": chosen.transform,
+        **({} if own else {"transform_package": origin(TRANSFORMS, chosen.transform)}),
         "resolution": f"{size[0]}x{size[1]}" if size else None,
         "exif": chosen.exif,
         "alpha": chosen.alpha,

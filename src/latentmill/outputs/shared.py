@@ -6,12 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from latentmill.config import SourceSettings
-from latentmill.records import Listing
+from latentmill.config import FILES, SourceSettings
+from latentmill.errors import ConfigError, SourceError
+from latentmill.plugins import SOURCES, ListedSource, MakeSource, load, origin
+from latentmill.records import Listing, SampleRef
 from latentmill.sources.caption_files import TABLES
 from latentmill.sources.captioned import DATA_FOLDER, DATA_INFO, IMAGE_FOLDER, CaptionedSet, captioned
 from latentmill.sources.features import FeatureImages
 from latentmill.sources.images import ImageSource
+from latentmill.stages import Source
 
 Made = TypeVar("Made")
 
@@ -39,8 +42,13 @@ class Shared:
         self._specs.append(spec)
         return spec
 
-    def numbered_images(self, chosen: SourceSettings, numbering: bool) -> tuple[ImageSource | FeatureImages, Listing]:
-        """The images of a folder or zip, or of a table, for layouts that number them. Raises SourceError."""
+    def numbered_images(self, chosen: SourceSettings, numbering: bool) -> tuple[Source, Listing]:
+        """The images of a folder or zip, of a table, or of another package's source, for layouts that number them.
+
+        Raises SourceError.
+        """
+        if chosen.source_kind != FILES:
+            return self._of_package(chosen)
         if chosen.source.suffix.lower() in TABLES and not chosen.source.is_dir():
             return self.keyed_images(chosen)
         path = _images_within(chosen.source)
@@ -51,8 +59,24 @@ class Shared:
 
         return self._once(("numbered", path, numbering, chosen.max_images), listed)
 
+    def _of_package(self, chosen: SourceSettings) -> tuple[Source, Listing]:
+        def listed() -> tuple[ListedSource, Listing]:
+            make: MakeSource = load(SOURCES, chosen.source_kind)
+            images = make(chosen.source, chosen.source_options)
+            listing = images.listing(chosen.max_images)
+            _check_order(listing, f"source kind {chosen.source_kind!r} of {origin(SOURCES, chosen.source_kind)}")
+            return images, listing
+
+        key = (chosen.source_kind, chosen.source, repr(chosen.source_options), chosen.max_images)
+        return self._once(("of a package", *key), listed)
+
     def captioned(self, chosen: SourceSettings, *, of_images: bool) -> CaptionedSet:
         """What the source holds of images, or of captions. Raises SourceError, ConfigError."""
+        if chosen.source_kind != FILES:
+            raise ConfigError(
+                f"a source of kind {chosen.source_kind!r} gives images by number alone: text, and layouts that name "
+                f"files by the images' paths, need a folder or a table (kind {FILES!r})"
+            )
         columns = chosen.caption_columns
         key = (chosen.source, chosen.images, chosen.path_column, chosen.caption_extension, chosen.multi_line)
         return self._once(
@@ -79,6 +103,20 @@ class Shared:
             return images, images.listing()
 
         return self._once(("keyed", *limits, found.path, found.images), listed)
+
+
+def _check_order(listing: Listing, told: str) -> None:
+    """Raises SourceError where images are not in order of their keys, or two have one key or one index."""
+    last: SampleRef | None = None
+    for ref in listing.refs():
+        if last is not None and not (last.key < ref.key and last.index < ref.index):
+            raise SourceError(
+                f"{told} must list its images in order of key and of index, each once. "
+                f"Found: {ref.key!r} ({ref.index}) after {last.key!r} ({last.index})"
+            )
+        last = ref
+    if last is None:
+        raise SourceError(f"{told} lists no images")
 
 
 def _images_within(path: Path) -> Path:

@@ -8,18 +8,17 @@ import numpy as np
 
 from latentmill.batching import ByCount
 from latentmill.config import VisionSettings
-from latentmill.destination import stored_fingerprint
 from latentmill.estimate import announce_output
 from latentmill.files import counted
 from latentmill.finish import Description
-from latentmill.formats.containers import Container
+from latentmill.formats.containers import Container, container
 from latentmill.formats.metadata import Value
 from latentmill.formats.pixart import ReaderKind, check_names
 from latentmill.formats.vision import VisionLayout
 from latentmill.job import Job
 from latentmill.loading import AlteredLoad
 from latentmill.outcome import Event, Tell
-from latentmill.outputs.common import destination, feature_folder, seconds_an_image, series, stored_int
+from latentmill.outputs.common import begun_with, destination, feature_folder, seconds_an_image, series, stored_int
 from latentmill.outputs.latents import DEFAULT_BATCH
 from latentmill.outputs.pixels import image_load, pixel_fingerprint, result_size
 from latentmill.outputs.shared import Shared
@@ -48,7 +47,7 @@ def _prepared(chosen: VisionSettings, variant: Variant, shared: Shared, tell: Te
 
     place = _place(chosen, variant, shared)
     images, listing = _images(chosen, shared)
-    made_with: dict[str, Value] = {} if chosen.overwrite else stored_fingerprint(place)
+    made_with = begun_with(chosen, place, container(chosen.dest))
     batch_size = chosen.batch_size or stored_int(made_with, "batch_size") or DEFAULT_BATCH
     threads = chosen.threads or stored_int(made_with, "threads") or usable_cores()
     spec, model = _encoder(chosen, threads)

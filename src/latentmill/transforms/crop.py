@@ -8,11 +8,13 @@ side; of an augmented variant it lies elsewhere than in the centre. A square ima
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 from PIL import Image
 
-from latentmill.errors import SampleError
+from latentmill.errors import ConfigError, SampleError
+from latentmill.plugins import TRANSFORMS, Transform, load, origin
 from latentmill.records import Array, Geometry
 from latentmill.transforms.variant import Place, offset
 
@@ -99,12 +101,41 @@ PLACED: dict[str, PlacedCrop] = {
     "center-crop": center_crop,
     "center-crop-dhariwal": center_crop_dhariwal,
 }
-CROPS: dict[str, Crop] = {
-    "none": none,
-    "center-crop": center_crop,
-    "center-crop-wide": center_crop_wide,
-    "center-crop-dhariwal": center_crop_dhariwal,
-}
+
+
+class _Crops(dict[str, Crop]):
+    """Crops by name: the built-in ones, and those of other packages, which are found when they are asked for."""
+
+    def __missing__(self, name: str) -> Crop:
+        return _of_package(name)
+
+
+CROPS = _Crops(
+    {
+        "none": none,
+        "center-crop": center_crop,
+        "center-crop-wide": center_crop_wide,
+        "center-crop-dhariwal": center_crop_dhariwal,
+    }
+)
+
+
+@cache
+def _of_package(name: str) -> Crop:
+    """A transform of another package, whose results are checked. Raises ConfigError."""
+    transform: Transform = load(TRANSFORMS, name)
+    told = f"transform {name!r} of {origin(TRANSFORMS, name)}"
+
+    def crop(pixels: Array, width: int, height: int) -> Array | None:
+        found = transform(pixels, width, height)
+        if found is None or (found.dtype == np.uint8 and found.shape == (height, width, 3)):
+            return found
+        raise ConfigError(
+            f"{told} must give uint8 pixels of (height, width, 3) = {(height, width, 3)}, or None. "
+            f"Found: {found.dtype} {found.shape}"
+        )
+
+    return crop
 
 
 def _image(pixels: Array) -> Image.Image:
