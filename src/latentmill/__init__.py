@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from latentmill.api import convert, decode, encode
+    from latentmill.assembling import assemble
     from latentmill.errors import LatentmillError
     from latentmill.features import pixart
     from latentmill.importing import import_captioned
@@ -21,6 +22,7 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "__version__",
+    "assemble",
     "collate",
     "convert",
     "decode",
@@ -33,6 +35,7 @@ __all__ = [
 
 # No module may be called as one of these: importing it would put the module in the name's place.
 _HOMES = {
+    "assemble": "latentmill.assembling",
     "BucketSampler": "latentmill.sampling",
     "Recipe": "latentmill.recipe",
     "RecipeError": "latentmill.recipe",

@@ -75,7 +75,7 @@ def _recipe(
     own = {key: value for key, value in settings.items() if key not in _SHARED}
     of_source = {key: value for key, value in settings.items() if key in SourceSettings.model_fields}
     run = {key: value for key, value in settings.items() if key in RunSettings.model_fields}
-    return Recipe({"path": source, **of_source}, {name: {"kind": kind, "path": dest, **own}}, "", run)
+    return Recipe({"path": source, **of_source}, {name: {"kind": kind, "path": dest, **own}}, "", run, of_options=True)
 
 
 def _made(name: str, recipe: Recipe, tell: Tell) -> Result:

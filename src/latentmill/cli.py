@@ -35,7 +35,6 @@ from latentmill.options import (
     SaveDtype,
     Source,
     Store,
-    Transform,
     TransformOption,
 )
 from latentmill.terminal import Display, out, shown, summarise
@@ -74,7 +73,7 @@ def convert(
     source: Source,
     dest: Dest,
     resolution: Resolution = None,
-    transform: TransformOption = Transform.none,
+    transform: TransformOption = "none",
     max_images: MaxImages = None,
     num_workers: Annotated[int | None, typer.Option(metavar="N", help="Processes. Default: the usable cores.")] = None,
     batch_size: Annotated[int, typer.Option(metavar="N", help="Images handed to a worker at a time.")] = 32,
@@ -107,7 +106,7 @@ def encode(
     subfolder: Annotated[str | None, typer.Option(help="Folder of the VAE inside the model.")] = None,
     images: Annotated[Path | None, typer.Option(help="Also write the cropped pixels here, in the same pass.")] = None,
     resolution: Resolution = None,
-    transform: TransformOption = Transform.none,
+    transform: TransformOption = "none",
     max_images: MaxImages = None,
     batch_size: Annotated[
         int | None, typer.Option(metavar="N", help="Images a forward. Default: 8.", show_default=False)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from latentmill.guard import guarded, run_recipes
-from latentmill.terminal import clock, counted, err, out, print_buckets, shown
+from latentmill.terminal import clock, counted, err, out, print_buckets, print_whole, shown
 
 if TYPE_CHECKING:
-    from latentmill.recipe_plan import OutputPlan, RecipePlan
+    from latentmill.recipe_plan import RecipePlan
 
 _SHOWN = 20  # rejects
 
@@ -93,53 +93,63 @@ def init(
 
 
 def _show(found: RecipePlan) -> None:
-    from rich.table import Table
-
-    from latentmill.estimate import human
+    from latentmill.formats.metadata import RECIPE_TOML
 
     images = f"{counted(found.images, 'images')} in " if found.images else ""
-    out.print(f"[bold]{images}{shown(found.source)}[/]")
-    table = Table(box=None, pad_edge=False)
-    for heading in ("output", "kind", "where", "samples", "bytes", "time", "there"):
-        table.add_column(heading, justify="right" if heading in ("samples", "bytes", "time") else "left", no_wrap=True)
-    for each in found.outputs:
-        size = "unknown" if each.bytes is None else human(each.bytes)
-        seconds = "unknown" if each.seconds is None else clock(each.seconds)
-        table.add_row(shown(each.name), each.kind, shown(each.dest), f"{each.samples:,}", size, seconds, each.state)
-    out.print(table)
-    for each in found.outputs:
-        _show_told(each)
-    _show_time(found)
+    out.print(f"[bold]{images}{shown(found.source)}[/]\n")
+    _show_outputs(found)
+    for warning in found.warnings:
+        err.print(f"[yellow]warning:[/] {shown(warning)}")
     for name, report in found.buckets.items():
         out.print(f"\n[bold]buckets of {shown(name)}[/]")
         print_buckets(report)
     if found.rejects:
-        out.print(f"\n[yellow]{counted(len(found.rejects), 'rejects')} seen already:[/]")
+        where = f" (of {counted(found.looked, 'images')} looked at)" if found.looked else ""
+        out.print(f"\n[yellow]{counted(len(found.rejects), 'rejects')} seen already[/]{where}:")
         for key, reason in list(found.rejects.items())[:_SHOWN]:
             out.print(f"  {shown(key)}: {shown(reason)}")
         if len(found.rejects) > _SHOWN:
             out.print(f"  … and {len(found.rejects) - _SHOWN:,} more")
-    out.print("\n[bold]the whole recipe[/]")
+    out.print(f"\n[bold]the whole recipe, as it will lie in {shown(found.root / RECIPE_TOML)}[/]")
     for line in found.recipe.splitlines():
         out.print(shown(line))
 
 
-def _show_told(each: OutputPlan) -> None:
-    for text in each.told:
-        out.print(f"{shown(each.name)}: {shown(text)}")
-    if each.without:
-        err.print(f"[yellow]no estimate for {shown(each.name)}:[/] {shown(each.without)}")
+def _show_outputs(found: RecipePlan) -> None:
+    from rich.table import Table
 
-
-def _show_time(found: RecipePlan) -> None:
-    total = sum(each.bytes for each in found.outputs if each.bytes is not None)
-    unknown = [each.name for each in found.outputs if each.seconds is None]
     from latentmill.estimate import human
 
-    line = f"together about {human(total)}"
+    table = Table(box=None, pad_edge=False)
+    for heading in ("output", "kind", "where", "samples", "bytes", "time", "state"):
+        table.add_column(heading, justify="right" if heading in ("samples", "bytes", "time") else "left", no_wrap=True)
+    for each in found.outputs:
+        size = "unknown" if each.bytes is None else human(each.bytes)
+        seconds = "unknown" if each.seconds is None else clock(each.seconds)
+        state = each.standing.word
+        table.add_row(shown(each.name), each.kind, shown(each.dest), f"{each.samples:,}", size, seconds, state)
+    print_whole(table)
+    _show_sums(found)
+    for each in found.outputs:
+        for text in each.told:
+            out.print(f"{shown(each.name)}: {shown(text)}")
+        if each.standing.why:
+            out.print(f"{shown(each.name)}: {shown(each.standing.why)}")
+    for without in dict.fromkeys(each.without for each in found.outputs if each.without):
+        err.print(f"[yellow]no model, so no time:[/] {shown(without)}")
+
+
+def _show_sums(found: RecipePlan) -> None:
+    from latentmill.estimate import free_disk, human
+
+    total = sum(each.bytes for each in found.outputs if each.bytes is not None)
+    free = free_disk(found.root)
+    line = f"together about {human(total)}" + (f" ({human(free)} free)" if free is not None else "")
+    if unknown := [each.name for each in found.outputs if each.bytes is None]:
+        line += f" and those of {', '.join(map(shown, unknown))}"
     if found.seconds is not None:
-        line += f", at most {clock(found.seconds)}"
-        line += f" (reading and decoding once: {clock(found.reading)})" if found.reading is not None else ""
-    if unknown:
-        line += f", without {', '.join(map(shown, unknown))}"
-    out.print(line)
+        line += f"; at most {clock(found.seconds)}"
+        line += f", {clock(found.reading)} of it to read and decode" if found.reading else ""
+        unknown = [each.name for each in found.outputs if each.seconds is None]
+        line += f", and those of {', '.join(map(shown, unknown))}" if unknown else ""
+    out.print(f"{line}\n")

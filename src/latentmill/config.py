@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from latentmill.errors import ConfigError
 from latentmill.plugins import RUNNERS, SOURCES, TRANSFORMS, Group, choices, installed
@@ -109,6 +118,14 @@ FolderPart = Annotated[str, BeforeValidator(_suffix)]
 
 class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: object, info: ValidationInfo) -> object:
+        name = info.field_name or ""
+        if isinstance(value, bool) and cls.model_fields[name].annotation is not bool:
+            raise ValueError("must not be true or false")
+        return value
 
 
 class SourceSettings(_Settings):
@@ -340,30 +357,37 @@ class DecodeSettings(_Settings):
 
 
 Settings = TypeVar("Settings", bound=_Settings)
+_SHOWN = 200  # characters of what was found
+_WORDS = {  # by pydantic's type of an error
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float", "int_parsing_size"), "must be a whole number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false"),
+    "string_type": "must be text",
+    "path_type": "must be a path, as text",
+}
 
 
 def validated(kind: type[Settings], values: dict[str, Any]) -> Settings:
     """Settings from values; raises ConfigError with one line for the first that is wrong."""
-    return validated_in(kind, values, lambda name: "")
+    return validated_in(kind, values, lambda name: name.replace("_", "-"))
 
 
-def validated_in(kind: type[Settings], values: dict[str, Any], place: Callable[[str], str]) -> Settings:
-    """As `validated`; `place` of a setting's name ("" for what concerns several) comes first in the error."""
+def validated_in(kind: type[Settings], values: dict[str, Any], beginning: Callable[[str], str]) -> Settings:
+    """As `validated`; an error begins with `beginning` of the setting's name ("" for what concerns several)."""
     try:
         return kind(**values)
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else ""
-        message = first["msg"].removeprefix("Value error, ")
+        message = _WORDS.get(first["type"]) or first["msg"].removeprefix("Value error, ")
         if not name:
-            raise ConfigError(f"{place('')}{message}") from error
+            raise ConfigError(f"{beginning('')}{message}") from error
         if first["type"] == "extra_forbidden":
             known = ", ".join(kind.model_fields)
-            raise ConfigError(f"{place(name)}there is no setting {name}. There are: {known}") from error
+            raise ConfigError(f"there is no setting {name}. There are: {known}") from error
         message = message.replace("Input should be", "must be")
-        found = _found(first["input"])
-        raise ConfigError(f"{place(name)}{name.replace('_', '-')} {message}. Found: {found}") from error
+        raise ConfigError(f"{beginning(name)} {message}. Found: {_found(first['input'])}") from error
 
 
 def _found(value: object) -> str:
-    return repr(str(value) if isinstance(value, Path) else value)
+    shown = repr(str(value) if isinstance(value, Path) else value)
+    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"

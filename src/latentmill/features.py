@@ -123,7 +123,7 @@ def feature_recipe(
         names = _given({"source": data_info, "dest": dest}, settings, alone, CaptionSettings)
         unused.append(([*names, *(["caption-label"] if labels != ["prompt"] else [])], "--text-encoder"))
     warnings = [f"nothing is made that needs {', '.join(names)}: see {option}" for names, option in unused if names]
-    return Recipe(source, outputs, dest, run), warnings
+    return Recipe(source, outputs, dest, run, of_options=True), warnings
 
 
 def _labels(caption_label: str | Sequence[str]) -> list[str]:

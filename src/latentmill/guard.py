@@ -102,7 +102,8 @@ def guarded(work: Callable[[], int]) -> None:
     except LatentmillError as error:
         if state.debug:
             raise
-        err.print(f"[red]error:[/] {shown(error)}")
+        for each in getattr(error, "errors", {}).values() or (error,):  # of several outputs
+            err.print(f"[red]error:[/] {shown(each)}")
         code = EXIT_FAILED
     except Exception as error:
         if state.debug:

@@ -94,7 +94,12 @@ SOURCE_HELP = "Folder of images with captions beside them, or a table: PixArt's 
 Source = Annotated[Path, typer.Option(help="Folder (walked recursively) or .zip of images.", show_default=False)]
 Dest = Annotated[Path, typer.Option(help="Folder or .zip to make.", show_default=False)]
 Resolution = Annotated[str | None, typer.Option(metavar="WxH", help="Size of every result, as 256x256 or 256,256.")]
-TransformOption = Annotated[Transform, typer.Option(help="How an image becomes that size.")]
+TransformOption = Annotated[
+    str,
+    typer.Option(
+        metavar="|".join(Transform), help="How an image becomes that size; also one that another package brings."
+    ),
+]
 MaxImages = Annotated[int | None, typer.Option(metavar="N", help="Only the first N images of the source.")]
 MaxPixels = Annotated[int, typer.Option(metavar="N", help="Reject images of more pixels (decompression bombs).")]
 MaxFailures = Annotated[

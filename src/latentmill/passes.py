@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from latentmill.batching import ByCount
 from latentmill.config import LOCAL
 from latentmill.errors import LatentmillError, TooManyFailuresError
+from latentmill.files import counted
 from latentmill.job import Begun, Job
 from latentmill.outcome import Event, Result
 from latentmill.plugins import RUNNERS, Runner, load
@@ -43,26 +44,30 @@ class Prepared:
         return result
 
 
-def run_pass(jobs: Sequence[Prepared]) -> list[Result | LatentmillError]:
+def run_pass(jobs: Sequence[Prepared], then: Callable[[], None] | None = None) -> list[Result | LatentmillError]:
     """Run jobs over one source, of one runner, together; gives what became of each, in their order.
 
     A job that refuses to begin (its settings are others than its destination was made with, say) leaves the rest to go
     on; its error stands in the place of its result. Any other failure ends the pass, and what is committed stays.
+    then: called when all is made, while no other process may write there.
     """
     run = runner_of(jobs[0].runner)
     for each in jobs:
         _announce(each)
     _align([each.job for each in jobs])
     with ExitStack() as held:
-        held.enter_context(_torch_given_back())
-        held.callback(_close_models, [each.job for each in jobs])
+        held.enter_context(torch_given_back())
+        held.callback(close_models, [each.job for each in jobs])
         begun = _all_begun(jobs, held)
         ready = {number: found for number, found in begun.items() if isinstance(found, Begun)}
         running = _execute([(jobs[number].job, ready[number]) for number in sorted(ready)], run)
-        return [
+        results = [
             found if isinstance(found, LatentmillError) else jobs[number].job.end(found, running)
             for number, found in sorted(begun.items())
         ]
+        if then is not None and len(ready) == len(jobs):
+            then()
+        return results
 
 
 def _announce(prepared: Prepared) -> None:
@@ -162,7 +167,9 @@ def _check_done(jobs: Sequence[Begun]) -> None:
     """Refuse to finish what a runner has left undone."""
     left = sum(len(set(begun.todo) - set(begun.plan.done())) for begun in jobs if begun.plan is not None)
     if left:
-        raise LatentmillError(f"the runner ended with {left:,} shards undone. Run the same command again to go on")
+        raise LatentmillError(
+            f"the runner ended with {counted(left, 'shards')} undone. Run the same command again to go on"
+        )
 
 
 def units_of(parts: Sequence[Part], todo: Sequence[Sequence[int]], workers: int) -> list[Unit]:
@@ -191,7 +198,7 @@ def _span(part: Part, shard: int) -> tuple[str, str]:
     return min(keys), max(keys)
 
 
-def _close_models(jobs: Sequence[Job]) -> None:
+def close_models(jobs: Sequence[Job]) -> None:
     """Let go of the models: what runs next loads its own, and they must not lie in memory together."""
     for job in jobs:
         close = getattr(job.encoder, "close", None)
@@ -200,7 +207,7 @@ def _close_models(jobs: Sequence[Job]) -> None:
 
 
 @contextmanager
-def _torch_given_back() -> Iterator[None]:
+def torch_given_back() -> Iterator[None]:
     """Leave the caller's PyTorch as it was, if the jobs used it."""
     try:
         yield

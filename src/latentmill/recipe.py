@@ -17,54 +17,31 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
-from latentmill.config import OutputSettings, RunSettings, SourceSettings, validated_in
-from latentmill.errors import ConfigError, LatentmillError, ModelError
-from latentmill.files import replace_text
+from latentmill.config import FILES, OutputSettings, RunSettings, SourceSettings, validated, validated_in
+from latentmill.errors import ConfigError, LatentmillError, ModelError, SourceError
+from latentmill.files import printable, replace_text
 from latentmill.formats.metadata import RECIPE_TOML
-from latentmill.job import Job
-from latentmill.outcome import Result, Tell, quiet
-from latentmill.outputs.kinds import KINDS, Kind, kind_of
+from latentmill.outcome import Event, Result, Tell, quiet
+from latentmill.outputs.kinds import KINDS, Chosen, Kind, kind_of
 from latentmill.outputs.shared import Shared
 from latentmill.passes import Prepared, run_pass, runner_of
-from latentmill.recipe_file import NO_FILE, Keys, RecipeFile, read_recipe, to_toml
-from latentmill.registry import TEXT_SETS
-from latentmill.transforms.variant import variants
+from latentmill.recipe_file import NO_FILE, Keys, RecipeFile, in_recipe_words, read_recipe
+from latentmill.recipe_stored import SOURCE_NAMES, recipe_of, resolved_settings, stored_toml
+from latentmill.registry import MINI, TEXT_SETS
+from latentmill.transforms.variant import Variant
 
 TellOf = Callable[[str], Tell]
-_SOURCE_NAMES = {"source": "path", "source_kind": "kind", "source_options": "options"}  # in `[source]`
-_SOURCE_FIELDS = SourceSettings.model_fields.keys() - _SOURCE_NAMES.keys() | set(_SOURCE_NAMES.values())
+_SOURCE_FIELDS = SourceSettings.model_fields.keys() - SOURCE_NAMES.keys() | set(SOURCE_NAMES.values())
 _RUN_FIELDS = frozenset(RunSettings.model_fields)
+_OF_SETS = frozenset({"member", "encoder", "images_reader"})  # settings that recipes are stored with, not told of
+_NO_DEFAULTS = SourceSettings.model_fields.keys() | _OF_SETS | {"dest"}
 _SECTIONS = ("source", "dest", "run", "defaults", "outputs")
-_RESOLVED = ("batch_size", "threads")
-_SLICES = frozenset({"start_index", "end_index"})  # whose results add up to the whole
-_NOT_STORED = frozenset(
-    {"num_workers", "max_failures", "check", "overwrite", "wait", "runner"}
-)  # nothing of the result depends on them
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """One output of a recipe, its settings validated. table: where those were told, which may be of several."""
-
-    name: str
-    kind: Kind
-    settings: OutputSettings
-    table: str
-
-    @property
-    def places(self) -> list[Path]:
-        """Every folder and zip that it writes."""
-        dests = [self.settings.dest, *(p for p in (getattr(self.settings, "pixels", None),) if p is not None)]
-        flip, crops = getattr(self.settings, "flip", "none"), getattr(self.settings, "crops", 1)
-        return [variant.beside(dest) for dest in dests for variant in variants(flip, crops, 0)]
+_LONGEST = 4096  # of a path, on the systems that are used
 
 
 @dataclass(frozen=True)
@@ -91,6 +68,7 @@ class Recipe:
     source: a path, or the settings of `[source]` with `path`. outputs: by name, the settings of `[outputs.NAME]` with
     `kind`. dest: the folder of the outputs' folders, each of its name unless it says `path`. run: of `[run]`. defaults:
     of every output that has the setting. file: where settings were told, for errors. folder: paths are relative to it.
+    of_options: made of a command's options, which errors then tell of; it is stored with each output alone.
     """
 
     source: str | Path | Mapping[str, Any]
@@ -100,6 +78,7 @@ class Recipe:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     file: RecipeFile = NO_FILE
     folder: Path = Path()
+    of_options: bool = False
 
     @classmethod
     def read(cls, path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -112,11 +91,9 @@ class Recipe:
     @classmethod
     def of(cls, tables: Mapping[str, Any], file: RecipeFile = NO_FILE, folder: Path = Path()) -> Recipe:
         """A recipe of its tables. Raises ConfigError."""
-        for name, table in tables.items():
+        for name in tables:
             if name not in _SECTIONS:
                 raise ConfigError(f"{file.place((name,))}a recipe has no {name}.{_close(name, _SECTIONS)}")
-            if name not in ("dest", "source") and not isinstance(table, Mapping):
-                raise ConfigError(f"{file.place((name,))}{name} must be a table. Found: {table!r}")
         if "source" not in tables:
             raise ConfigError(f"{file.place(())}a recipe needs a source: [source] with path")
         return cls(
@@ -130,34 +107,49 @@ class Recipe:
         """Every output with its settings validated, in order. Raises ConfigError, which names the place in the file."""
         source = self._source()
         self._check_names(self.run_settings, ("run",), _RUN_FIELDS, "[run]")
+        self._check_table(self.outputs, ("outputs",))
+        known = {each for kind in KINDS for each in kind.settings.model_fields} - _NO_DEFAULTS
+        self._check_names(self.defaults, ("defaults",), known, "[defaults]")
         if not self.outputs:
             raise ConfigError(f"{self.file.place(('outputs',))}a recipe needs an output: [outputs.NAME] with a kind")
         found = [each for name, table in self.outputs.items() for each in self._output(name, table, source)]
-        known = {each for kind in KINDS for each in kind.settings.model_fields}
-        self._check_names(self.defaults, ("defaults",), known, "an output")
         self._check_places(found)
         return found
 
     def _source(self) -> dict[str, Any]:
-        source = dict(self.source) if isinstance(self.source, Mapping) else {"path": self.source}
+        source = {"path": self.source} if isinstance(self.source, str | Path) else self.source
         self._check_names(source, ("source",), _SOURCE_FIELDS, "[source]")
         if "path" not in source:
             raise ConfigError(f"{self.file.place(('source',))}[source] needs path")
-        own = {told: name for name, told in _SOURCE_NAMES.items()}
+        own = {told: name for name, told in SOURCE_NAMES.items()}
         source = {own.get(name, name): value for name, value in source.items()}
         for name in ("source", "images"):
-            if isinstance(source.get(name), str | Path):
-                source[name] = self._located(source[name], ("source", "path" if name == "source" else name))
+            if source.get(name) is not None:
+                source[name] = self._located(source[name], ("source", SOURCE_NAMES.get(name, name)), self.folder)
         return source
 
-    def _located(self, path: str | Path, keys: Keys) -> Path:
-        """A path of the file is relative to it; one of `--set`, to the working directory."""
-        return Path(path) if keys in self.file.told else self.folder / path
+    def _located(self, path: Any, keys: Keys, folder: Path) -> Path:
+        """A path of the file is relative to a folder; one of `--set`, to the working directory."""
+        if not isinstance(path, str | Path) or "\0" in str(path):
+            raise ConfigError(f"{self.file.place(keys)}{'.'.join(keys)} must be a path, as text. Found: {path!r}")
+        found = os.path.expanduser(path)  # noqa: PTH111 - which leaves a user that it does not know
+        return Path(found) if self.file.is_told(keys) else folder / found
+
+    @property
+    def root(self) -> Path:
+        """The folder of the outputs' folders."""
+        return self._located(self.dest, ("dest",), self.folder)
+
+    def _model(self, name: Any, keys: Keys) -> Any:
+        """A model's folder is relative to the file, as other paths; other names are as they are."""
+        if not isinstance(name, str) or self.folder == Path() or self.file.is_told(keys):
+            return name
+        folder = self.folder / os.path.expanduser(name)  # noqa: PTH111
+        return str(folder) if name != MINI and len(name) < _LONGEST and folder.is_dir() else name
 
     def _output(self, name: str, table: Any, source: Mapping[str, Any]) -> Iterator[Chosen]:
         keys: Keys = ("outputs", name)
-        if not isinstance(table, Mapping):
-            raise ConfigError(f"{self.file.place(keys)}outputs.{name} must be a table. Found: {table!r}")
+        self._check_table(table, keys)
         own = dict(table)
         try:
             kind = kind_of(own.pop("kind", None), own.pop("layout", None))
@@ -165,70 +157,94 @@ class Recipe:
             raise ConfigError(f"{self.file.place((*keys, 'kind'))}outputs.{name}: {error}") from error
         fields = kind.settings.model_fields.keys() - SourceSettings.model_fields.keys() - {"dest"} | {"path"}
         self._check_names(own, keys, fields, f"outputs.{name} ({kind.told})")
-        dest = self._located(self.dest, ("dest",)) / own.pop("path", name)
-        if ("outputs", name, "path") in self.file.told:
-            dest = Path(table["path"])
-        if isinstance(own.get("pixels"), str | Path):
-            beside = self._located(self.dest, ("dest",)) / own["pixels"]
-            own["pixels"] = beside
+        own["dest"] = self._located(own.pop("path", name), (*keys, "path"), self.root)
+        if own.get("pixels") is not None:
+            own["pixels"] = self._located(own["pixels"], (*keys, "pixels"), self.root)
         defaults = {key: value for key, value in self.defaults.items() if key in kind.settings.model_fields}
-        values = {**source, **self.run_settings, **defaults, **own, "dest": dest}
+        values = {**source, **self.run_settings, **defaults, **own}
+        for setting in ("model", "repository"):
+            if setting in values:
+                values[setting] = self._model(values[setting], self._told_at(name, setting))
         for member, more in _members(kind, values):
             settings = self._valid(kind, name, {**values, **more})
             yield Chosen(f"{name}-{member}" if member else name, kind, settings, name)
 
     def _valid(self, kind: Kind, name: str, values: dict[str, Any]) -> OutputSettings:
-        def place(field_name: str) -> str:
-            """Where a setting was told: in the output, the defaults, the run or the source."""
-            own = ("outputs", name, "path" if field_name == "dest" else field_name)
-            told = _SOURCE_NAMES.get(field_name, field_name)
-            for keys in (own, ("defaults", field_name), ("run", field_name), ("source", told)):
-                if keys in self.file.lines or keys in self.file.told:
-                    return f"{self.file.place(keys)}{'.'.join(keys[:-1])}: "
-            return f"{self.file.place(('outputs', name))}outputs.{name}: " if self.file.name else ""
+        def beginning(setting: str) -> str:
+            if not setting:
+                return f"{self.file.place(('outputs', name))}outputs.{name}: "
+            keys = self._told_at(name, setting)
+            return f"{self.file.place(keys)}{'.'.join(keys)}"
 
-        return validated_in(kind.settings, values, place)
+        if self.of_options:
+            return validated(kind.settings, values)
+        try:
+            return validated_in(kind.settings, values, beginning)
+        except ConfigError as error:
+            raise ConfigError(in_recipe_words(str(error))) from error
 
-    def _check_names(self, table: Any, keys: Keys, known: Any, where: str) -> None:
+    def _told_at(self, output: str, setting: str) -> Keys:
+        """Where a setting of an output was told: there, in the defaults, the run or the source; by its name there."""
+        told = SOURCE_NAMES.get(setting, setting)
+        own: Keys = ("outputs", output, "path" if setting == "dest" else setting)
+        elsewhere = (("defaults", self.defaults), ("run", self.run_settings), ("source", self.source))
+        if own[-1] not in self.outputs[output]:
+            for section, table in elsewhere:
+                name = told if section == "source" else setting
+                if isinstance(table, Mapping) and name in table:
+                    return section, name
+        return own
+
+    def _check_table(self, table: Any, keys: Keys) -> None:
         if not isinstance(table, Mapping):
             raise ConfigError(f"{self.file.place(keys)}{'.'.join(keys)} must be a table. Found: {table!r}")
+
+    def _check_names(self, table: Any, keys: Keys, known: Any, where: str) -> None:
+        self._check_table(table, keys)
         for name in table:
             if name not in known:
                 place = self.file.place((*keys, name))
-                raise ConfigError(f"{place}{where} has no setting {name}.{_close(name, known)}")
+                raise ConfigError(f"{place}{where} has no setting {name}.{_elsewhere(name, known - _OF_SETS)}")
+
+    def check_source(self, chosen: SourceSettings) -> None:
+        if self.of_options or chosen.source_kind != FILES:
+            return
+        for path, keys in ((chosen.source, ("source", "path")), (chosen.images, ("source", "images"))):
+            if path is not None and not os.path.exists(path):  # noqa: PTH110 - False of what is no path at all
+                raise SourceError(f"{self.file.place(keys)}{'.'.join(keys)} does not exist: {printable(str(path))}")
 
     def _check_places(self, outputs: Sequence[Chosen]) -> None:
-        taken: dict[Path, str] = {}
+        taken: dict[Path, tuple[str, Path]] = {}
         for each in outputs:
             for place in each.places:
                 path = Path(os.path.abspath(place))  # noqa: PTH100 - without following links
-                for other, name in taken.items():
+                for other, (name, its_place) in taken.items():
                     if path == other or path in other.parents or other in path.parents:
                         who = "latents and pixels" if name == each.name else f"{name} and {each.name}"
                         raise ConfigError(
                             f"{self.file.place(('outputs', each.table, 'path'))}{who} must not be the same place or "
-                            f"inside each other. Found: {place} and {other}"
+                            f"inside each other. Found: {place} and {its_place}"
                         )
-                taken[path] = each.name
+                taken[path] = each.name, place
 
     # jobs
 
     def prepare(self, tell_of: TellOf = lambda name: quiet) -> list[Named]:
         """Every job, checked and told; nothing is written. Raises LatentmillError, with the place in the file."""
         chosen = self.chosen()
+        self.check_source(chosen[0].settings)
         shared = Shared(encoders=any(each.kind.encodes_images for each in chosen))
         found = []
         for each in chosen:
+            tell = self.worded(tell_of(each.name))
             with self.naming(each):
                 runner_of(each.settings.runner)
-                jobs = each.kind.prepare()(each.settings, shared, tell_of(each.name))
+                jobs = each.kind.prepare()(each.settings, shared, tell)
             for job in jobs:
-                name = job.job.primary.path.name.removeprefix(each.settings.dest.name) if len(jobs) > 1 else ""
-                named = Named(
-                    each.name + name.removesuffix(".zip"), each.name, replace(job, runner=each.settings.runner)
-                )
-                job.job.recipe, job.job.tell = _recipe_of(each, job.job), tell_of(named.name)
-                if self.file.name or len(chosen) > 1:
+                name = each.name + Variant.of(job.job.fingerprint).suffix
+                named = Named(name, each.name, replace(job, runner=each.settings.runner))
+                job.job.recipe, job.job.tell = recipe_of(each, job.job, self._moved), self.worded(tell_of(named.name))
+                if not self.of_options or len(chosen) > 1:
                     job.job.called = f"{self.file.place(('outputs', each.table))}outputs.{named.name}: "
                 found.append(named)
         return found
@@ -239,10 +255,29 @@ class Recipe:
         try:
             yield
         except LatentmillError as error:
-            if not self.file.name:
+            if self.of_options:
                 raise
-            keys = ("outputs", chosen.table, "model") if isinstance(error, ModelError) else ("outputs", chosen.table)
-            raise type(error)(f"{self.file.place(keys)}outputs.{chosen.name}: {error}") from error
+            raise type(error)(self.told_of(chosen, error)) from error
+
+    def told_of(self, chosen: Chosen, error: LatentmillError) -> str:
+        """An error of one output with its place in the file, and with settings as a recipe has them."""
+        is_model = isinstance(error, ModelError)
+        keys = self._told_at(chosen.table, "model") if is_model else ("outputs", chosen.table)
+        return f"{self.file.place(keys)}outputs.{chosen.name}: {in_recipe_words(str(error))}"
+
+    def worded(self, tell: Tell) -> Tell:
+        """Tells the same but once, and of settings as a recipe has them."""
+        if self.of_options:
+            return tell
+        seen: set[str] = set()
+
+        def tell_once(event: Event) -> None:
+            text = in_recipe_words(event.text)
+            if not text or text not in seen:
+                tell(replace(event, text=text))
+            seen.add(text)
+
+        return tell_once
 
     def run(self, tell_of: TellOf = lambda name: quiet) -> dict[str, Result]:
         """Make every output; gives what became of each, by name.
@@ -256,8 +291,10 @@ class Recipe:
         """Run what `prepare` gave; see `run`."""
         results: dict[str, Result] = {}
         errors: dict[str, LatentmillError] = {}
-        for group in _passes(jobs):
-            for each, found in zip(group, run_pass([each.prepared for each in group]), strict=True):
+        passes = _passes(jobs)
+        for group in passes:
+            then = (lambda: self._store(jobs)) if group is passes[-1] and not errors else None
+            for each, found in zip(group, run_pass([each.prepared for each in group], then), strict=True):
                 if isinstance(found, Result):
                     results[each.name] = found
                 else:
@@ -266,84 +303,39 @@ class Recipe:
             raise next(iter(errors.values()))
         if errors:
             raise RecipeError(errors, results)
-        self._store(jobs)
         return results
 
     # the recipe with its result
 
     def to_toml(self, resolved: Mapping[str, Mapping[str, Any]] | None = None) -> str:
-        """The whole recipe: every setting that is not as it is by default, paths as they are from `dest`.
+        """The whole recipe as it lies in `root`: every setting that is not as by default.
 
         resolved: of outputs by name, settings as they were found while the jobs were prepared.
         """
-        return _stored_toml(self.chosen(), self._located(self.dest, ("dest",)), resolved or {})
+        return stored_toml(self.chosen(), self.root, self.root, self._moved, resolved or {})
+
+    @property
+    def _moved(self) -> Path | None:
+        """The folder that is moved as a whole, where there is one."""
+        return self.root if str(self.dest) or not self.of_options else None
 
     def _store(self, jobs: Sequence[Named]) -> None:
-        """Beside the outputs, where they have a folder in common that is none of theirs."""
-        root = self._located(self.dest, ("dest",))
-        if self.file.name and all(each.settings.dest != root for each in self.chosen()):
+        """In the folder that the outputs have in common, where it is none of theirs."""
+        root = self.root
+        dests = [Path(os.path.abspath(each.settings.dest)) for each in self.chosen()]  # noqa: PTH100 - not its target
+        if not self.of_options and all(Path(os.path.abspath(root)) in dest.parents for dest in dests):  # noqa: PTH100
             resolved = {each.output: resolved_settings(each.prepared.job) for each in jobs}
-            replace_text(root / RECIPE_TOML, self.to_toml(resolved))
-
-
-def _recipe_of(chosen: Chosen, job: Job) -> str:
-    """The recipe of one output alone, of all its variants, as it is stored with each: `dest` is where that lies."""
-    place = job.primary
-    folder = place.path.parent if place.is_zip else place.path
-    alone = replace(chosen, name=chosen.kind.name)
-    return _stored_toml([alone], folder, {alone.name: resolved_settings(job)})
-
-
-def resolved_settings(job: Job) -> dict[str, Any]:
-    """Settings that were left to be found, as they are in the fingerprint."""
-    return {name: job.fingerprint[name] for name in _RESOLVED if job.fingerprint.get(name) is not None}
-
-
-def _stored_toml(outputs: Sequence[Chosen], folder: Path, resolved: Mapping[str, Mapping[str, Any]]) -> str:
-    """A recipe that lies in `folder`, with the settings that are not as by default."""
-    unused = frozenset.intersection(*(each.kind.not_stored for each in outputs))
-    source = _told(outputs[0].settings, SourceSettings, _SLICES | unused, folder)
-    for name in ("source", "images"):
-        if name in source:
-            source[name] = os.path.abspath(folder / source[name])  # noqa: PTH100 - the dataset may be moved, its source not
-    tables = {}
-    for each in outputs:
-        left_out = SourceSettings.model_fields.keys() | _NOT_STORED | each.kind.not_stored | {"dest"}
-        layout = {"layout": each.kind.layout} if each.kind.layout else {}
-        found = {name: value for name, value in resolved.get(each.name, {}).items() if name not in left_out}
-        tables[each.name] = {
-            "kind": each.kind.name,
-            **layout,
-            "path": os.path.relpath(each.settings.dest, folder),
-            **_told(each.settings, each.kind.settings, left_out, folder),
-            **found,
-        }
-    source = {_SOURCE_NAMES.get(name, name): value for name, value in source.items()}
-    return to_toml({"dest": ".", "source": source, "outputs": tables})
-
-
-def _told(settings: OutputSettings, kind: type[BaseModel], left_out: AbstractSet[str], folder: Path) -> dict[str, Any]:
-    """Settings that are not as by default, as TOML has them."""
-    return {
-        name: _plain(getattr(settings, name), folder)
-        for name, field_ in kind.model_fields.items()
-        if name not in left_out and getattr(settings, name) != field_.default
-    }
-
-
-def _plain(value: Any, folder: Path) -> Any:
-    """A setting as TOML has it; a path as it is from `folder`."""
-    if isinstance(value, Path):
-        return os.path.relpath(value, folder)
-    if isinstance(value, tuple):
-        return "x".join(map(str, value)) if all(isinstance(side, int) for side in value) else list(value)
-    return value if isinstance(value, str | int | float | bool | list | dict) else str(value)
+            file, text = root / RECIPE_TOML, self.to_toml(resolved)
+            if not file.exists() or file.read_bytes() != text.encode():
+                replace_text(file, text)
+            for left in root.glob(f"{RECIPE_TOML}.tmp*"):  # of a run that was cut off here
+                left.unlink(missing_ok=True)
 
 
 def _members(kind: Kind, values: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """The encoders of a set, as `sd3`, each an output of its own beside the others; else the output itself."""
     members = TEXT_SETS.get(str(values.get("model"))) if kind.name == "text" else None
-    if not members:
+    if not members or values.get("member") is not None:
         yield "", {}
         return
     for member in members:
@@ -360,6 +352,14 @@ def _passes(jobs: Sequence[Named]) -> list[list[Named]]:
         images = os.path.abspath(root) if root is not None else (each.name,)  # noqa: PTH100 - without following links
         groups.setdefault((images, each.prepared.runner), []).append(each)
     return list(groups.values())
+
+
+def _elsewhere(name: str, known: Any) -> str:
+    """Where such a setting belongs, or what it may be."""
+    for section, fields in (("source", _SOURCE_FIELDS - {"path", "kind", "options"}), ("run", _RUN_FIELDS)):
+        if name in fields:
+            return f" It belongs in [{section}]"
+    return _close(name, known)
 
 
 def _close(name: str, known: Any) -> str:

@@ -21,6 +21,19 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
+_OPTION = re.compile(r"(`[^`]*`)|--([a-z]+(?:-[a-z]+)*)")
+_OPTION_NAMES = {
+    "model-url": "model",
+    "vae": "model",
+    "text-encoder": "model",
+    "caption-label": "label",
+    "caption-column": "caption_columns",
+    "overwrite": "--overwrite",
+    "set": "--set",
+    "dest": "path",
+    "data-info": "path",
+}
+_PATHS = frozenset({"dest", "source", "path", "images", "pixels"})  # settings
 Keys = tuple[str, ...]  # of a setting, as ("outputs", "sd", "resolution")
 
 
@@ -103,6 +116,8 @@ def _override(table: dict[str, Any], override: str) -> Keys:
         if not isinstance(inner, dict):
             raise ConfigError(f"--set {override}: {part} is a value, and holds no settings")
     inner[path[-1]] = _value(value.strip())
+    if path[-1] in _PATHS and not isinstance(inner[path[-1]], str | dict):
+        inner[path[-1]] = value.strip()  # a folder may be called 2024
     return path
 
 
@@ -182,6 +197,15 @@ def _parts(kind: str, token: str) -> Keys:
     if kind == "bare":
         return tuple(filter(None, token.split(".")))
     return (tomllib.loads(f"key = {token}")["key"],)
+
+
+def in_recipe_words(text: str) -> str:
+    """A text that tells of a command's options, with the names that settings have in a recipe; not in `code`."""
+
+    def name(match: re.Match[str]) -> str:
+        return match[1] or _OPTION_NAMES.get(match[2], match[2].replace("-", "_"))
+
+    return _OPTION.sub(name, text)
 
 
 def to_toml(table: Mapping[str, Any]) -> str:

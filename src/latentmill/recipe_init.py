@@ -2,42 +2,48 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from latentmill.config import PixelSettings, validated
-from latentmill.errors import DestinationError
+from latentmill.errors import DestinationError, SourceError
 from latentmill.estimate import probe_sizes
-from latentmill.files import counted, replace_text
+from latentmill.files import counted, printable, replace_text, write_errors
+from latentmill.formats.pixart import ReaderKind, check_names, latents_folder, text_folder
 from latentmill.outputs.shared import Shared
+from latentmill.recipe_file import to_toml
+from latentmill.recipe_init_text import CAPTIONS, CLASSES, HEAD, MISSING, NO_NAMES
 from latentmill.sources.caption_files import TABLES
-from latentmill.sources.captioned import CaptionedSet, captioned
+from latentmill.sources.captioned import DATA_FOLDER, CaptionedSet, captioned
 
-_PROBE_ROWS = 2000
+_READERS: tuple[ReaderKind, ...] = ("multi", "single")
 
 
 @dataclass(frozen=True)
 class Look:
-    """What was seen of a source. sizes: (width, height) of a few images. captions: by name, how many rows have them."""
+    """What was seen of a source. sizes: (width, height) of a few images. captions: by name, how many rows have them.
+
+    reader: whose file names tell all images apart; None where neither of PixArt's does, and `why`.
+    """
 
     images: int
     classes: int
     sizes: list[tuple[int, int]]
-    captions: dict[str, int]
+    captions: dict[str, int] = field(default_factory=dict)
+    reader: ReaderKind | None = "multi"
+    why: str = ""
 
     @property
     def shape(self) -> str:
         """For a person."""
         if not self.sizes:
             return "of sizes that cannot be read"
-        low, high = min(self.sizes, key=_area), max(self.sizes, key=_area)
-        if low == high:
-            return f"of {low[0]}x{low[1]}"
-        return f"from {low[0]}x{low[1]} to {high[0]}x{high[1]} (of {len(self.sizes)} looked at)"
+        low, high = (f"{width}x{height}" for width, height in (min(self.sizes, key=_area), max(self.sizes, key=_area)))
+        looked = f" (of {len(self.sizes)} looked at)" if len(self.sizes) < self.images else ""
+        return f"of {low}{looked}" if low == high else f"from {low} to {high}{looked}"
 
     @property
     def side(self) -> int:
@@ -46,124 +52,128 @@ class Look:
         middle = shorter[len(shorter) // 2]
         return max([side for side in (256, 512, 1024) if side <= middle], default=256)
 
+    @property
+    def label(self) -> str:
+        """The caption that most rows have."""
+        return max(self.captions, key=lambda name: self.captions[name], default="prompt")
+
+    def lines(self) -> Iterator[str]:
+        """What a person is told."""
+        yield f"{counted(self.images, 'images')} {self.shape}"
+        if self.classes:
+            yield f"{self.classes:,} classes"
+        for name, count in self.captions.items():
+            yield f"captions {name!r}: {count:,} of {self.images:,}"
+        if self.captions and self.reader is None:
+            yield f"text features, and latents named as the images are, would be refused: {self.why}"
+
 
 def write_recipe(source: Path, dest: Path) -> list[str]:
     """Write a recipe; gives what was seen, a line each. Raises SourceError; DestinationError where `dest` exists."""
-    if dest.exists():
+    if dest.exists() or dest.is_symlink():
         raise DestinationError(f"{dest} is there already: give another file (--out), or remove it")
     look = look_at(source)
+    with write_errors(dest):
+        dest.parent.mkdir(parents=True, exist_ok=True)
     replace_text(dest, recipe_text(source, dest, look))
-    lines = [f"{source}: {counted(look.images, 'images')} {look.shape}"]
-    if look.classes:
-        lines.append(f"{look.classes:,} classes")
-    lines += [f"captions {name!r}: {count:,} of {look.images:,}" for name, count in look.captions.items()]
-    return lines
+    first, *others = look.lines()
+    return [f"{source}: {first}", *others]
 
 
 def look_at(source: Path) -> Look:
     """See what a source holds. Raises SourceError."""
+    try:
+        str(source).encode()
+    except UnicodeEncodeError as error:
+        raise SourceError(f"TOML is UTF-8 text, and this path is not: {printable(str(source))}. Rename it") from error
     shared, chosen = Shared(), validated(PixelSettings, {"source": source, "dest": source})
     images, listing = shared.numbered_images(chosen, numbering=False)
-    return Look(listing.count, len(listing.classes or ()), probe_sizes(images, listing), _captions(source))
-
-
-def _captions(source: Path) -> dict[str, int]:
+    seen = (listing.count, len(listing.classes or ()), probe_sizes(images, listing))
     if not source.is_dir() and source.suffix.lower() not in TABLES:
-        return {}
-    found: CaptionedSet = captioned(source, needs_images=False)
-    seen: Counter[str] = Counter(name for row in found.rows for name in row.captions)
-    return {name: seen[name] for name in found.names if seen[name]}
+        return Look(*seen)
+    found = captioned(source)
+    counts: Counter[str] = Counter(name for row in found.rows for name in row.captions)
+    faults = Counter(name for row in found.rows for name in row.faults)
+    captions = {name: counts[name] - faults[name] for name in found.names if counts[name]}
+    return Look(*seen, captions, *_reader(found))
+
+
+def _reader(found: CaptionedSet) -> tuple[ReaderKind | None, str]:
+    """The first of PixArt's readers whose names tell all images apart; else None, and why."""
+    why = ""
+    for reader in _READERS:
+        try:
+            check_names((row.key for row in found.rows), reader, ".npz")
+        except SourceError as error:
+            why = why or str(error)
+        else:
+            return reader, ""
+    return None, why
 
 
 def recipe_text(source: Path, dest: Path, look: Look) -> str:
-    """The recipe: outputs of pixels and latents, of text features where there are captions; others as comments."""
-    path = os.path.relpath(source, dest.parent) if not source.is_absolute() else str(source)
-    parts = [_HEAD.format(shape=look.shape, images=f"{look.images:,}", path=json.dumps(path, ensure_ascii=False))]
-    side = look.side
-    parts.append(_captioned(look, side) if look.captions else _CLASSES.format(side=side))
+    """The recipe: pixels and latents, or latents in buckets and text features; the other of the two as comments."""
+    parts = [
+        HEAD.format(
+            images=f"{counted(look.images, 'images')} {look.shape}",
+            dest=_toml("dest", _free_folder(source, dest)),
+            path=_toml("path", _from(source, dest)),
+            missing=_missing(look),
+        )
+    ]
+    numbered, named = CLASSES.format(side=look.side), _captioned(look)
+    if not look.captions:
+        parts.append(numbered)
+    elif look.reader is None:
+        parts += [NO_NAMES.format(why=printable(look.why)), numbered]
+    else:
+        parts += [named, "# Or of one size and by number, as trainers of classes read them:\n", _as_comment(numbered)]
     return "\n".join(parts)
 
 
-def _captioned(look: Look, side: int) -> str:
-    label = next(iter(look.captions))
-    others = [name for name in look.captions if name != label]
-    missing = look.images - look.captions[label]
-    return _CAPTIONS.format(
-        side=side,
-        label=json.dumps(label, ensure_ascii=False),
+def _toml(name: str, value: str) -> str:
+    return to_toml({name: value}).rstrip("\n")
+
+
+def _from(source: Path, dest: Path) -> str:
+    """The source's path from the recipe's folder; absolute where it was given so, or no relative one leads there."""
+    if not source.is_absolute():
+        path = os.path.relpath(source, dest.parent)
+        if Path(dest.parent, path).resolve() == source.resolve():
+            return path
+    return os.path.abspath(source)  # noqa: PTH100 - links are kept as they are
+
+
+def _free_folder(source: Path, dest: Path) -> str:
+    """A folder for the outputs that is new, and not inside the source: seen from the recipe's folder."""
+    inside = source.is_dir() and dest.parent.resolve().is_relative_to(source.resolve())
+    stem = source.resolve().stem
+    names = ["data", f"{stem}-data", *(f"{stem}-data-{number}" for number in range(2, 1000))]
+    start = Path(os.path.relpath(source.resolve().parent, dest.parent.resolve())) if inside else Path()
+    return str(next(start / name for name in names if not (dest.parent / start / name).exists()))
+
+
+def _missing(look: Look) -> str:
+    count = look.images - look.captions.get(look.label, look.images)
+    return MISSING.format(images=counted(count, "images")) if count > 0 and look.reader is not None else ""
+
+
+def _captioned(look: Look) -> str:
+    others = [printable(name) for name in look.captions if name != look.label]
+    return CAPTIONS.format(
+        side=look.side,
+        reader="" if look.reader == "multi" else '\nreader = "single"                  # file names as its base name',
+        label=_toml("label", look.label),
         others=f"    # there are also: {', '.join(others)}" if others else "",
-        missing=(
-            f"# {missing:,} images have no caption, and would be rejects of the text. To give them the empty one, add\n"
-            '# to [source]: missing_caption = "empty"\n'
-            if missing
-            else ""
-        ),
+        latents=latents_folder(look.side, look.reader != "single", ""),
+        text=text_folder(look.label),
+        data=DATA_FOLDER,
     )
 
 
-def _area(size: Sequence[int]) -> int:
+def _as_comment(text: str) -> str:
+    return "".join(f"# {line}\n" if line else "#\n" for line in text.splitlines())
+
+
+def _area(size: tuple[int, int]) -> int:
     return size[0] * size[1]
-
-
-_HEAD = """\
-# {images} images {shape}.
-# `latentmill plan` shows what this recipe would do, `latentmill run` does it. Paths are relative to this file.
-
-dest = "data"                      # every output becomes a folder here, of its name or `path`
-
-[source]
-path = {path}
-# exif = "apply"                   # turn photos upright that their camera says are turned; default: as stored
-# alpha = "white"                  # what lies behind transparent pixels; default: transparency is dropped
-# max_images = 100                 # a trial
-
-[run]
-# device = "cuda"                  # default: the GPU where there is one
-# max_failures = "10%"             # stop when more images than this cannot be used
-"""
-
-_CLASSES = """\
-# Cropped pixels, as EDM2 and REPA trainers read them.
-[outputs.images]
-kind = "pixels"
-transform = "center-crop-dhariwal" # the crop of ADM and DiT
-resolution = "{side}x{side}"
-
-# Latents of a VAE, in the same pass: mean and deviation, of which a trainer draws a fresh sample every time.
-[outputs.vae-sd]
-kind = "latents"
-model = "sd-vae-ft-mse"            # `latentmill models` lists others; "mini" needs no download, for trying only
-transform = "center-crop-dhariwal"
-resolution = "{side}x{side}"
-# flip = "both"                    # the mirrored images too, in vae-sd-flip
-# dtype = "bfloat16"               # on a GPU
-
-# Features of a vision encoder, for REPA's alignment loss.
-# [outputs.dinov2]
-# kind = "vision"
-# model = "dinov2-vitb14"
-# input = "repa"                   # resized as REPA does, so that patches lie where the latents' do
-# save_dtype = "float16"
-# transform = "center-crop-dhariwal"
-# resolution = "{side}x{side}"
-"""
-
-_CAPTIONS = """\
-# Latents in aspect buckets, named by the images' paths, as PixArt-Sigma reads them.
-[outputs.latents]
-kind = "latents"
-layout = "pixart"
-model = "sdxl-vae-fp16-fix"        # `latentmill models` lists others; "mini" needs no download, for trying only
-resolution = {side}
-multi_scale = true                 # aspect buckets; without it, squares
-buckets = "grid"                   # or "reference" (PixArt's own), "auto:12" (fitted to these images)
-fit = "cover"                      # scaled to cover the bucket and cropped; PixArt's own is "stretch"
-# flip = "both"                    # the mirrored images too, in latents-flip
-# dtype = "bfloat16"               # on a GPU
-
-{missing}# Text features of the captions, trimmed to their real tokens, and of the empty caption.
-[outputs.text]
-kind = "text"
-model = "pixart-sigma-t5"          # or a set, an output for each of its encoders: "sd3", "flux.1", "sana", "qwen-image"
-label = {label}{others}
-"""

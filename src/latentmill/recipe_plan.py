@@ -3,35 +3,52 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from latentmill.config import BucketSettings, LatentSettings
+from latentmill.config import BucketSettings, SourceSettings
+from latentmill.decoding import image_size
 from latentmill.destination import stored_fingerprint
-from latentmill.errors import ModelError, SampleError
+from latentmill.errors import DestinationError, ModelError, SampleError
+from latentmill.formats.containers import container
 from latentmill.formats.metadata import Metadata
 from latentmill.job import Job
+from latentmill.manifest import current_plan
 from latentmill.outcome import Event, Tell, quiet
 from latentmill.outputs.buckets import bucket_report, bucket_table, fit_of
 from latentmill.outputs.common import wanted_refs
-from latentmill.outputs.kinds import PIXELS, TEXT
+from latentmill.outputs.kinds import PIXELS, TEXT, Chosen
 from latentmill.outputs.shared import Shared
-from latentmill.passes import Prepared
-from latentmill.recipe import Chosen, Recipe, resolved_settings
-from latentmill.records import Listing
-from latentmill.registry import MODELS
+from latentmill.passes import Prepared, close_models, torch_given_back
+from latentmill.planning import listing_digest
+from latentmill.recipe import Recipe
+from latentmill.recipe_known import known_without_model
+from latentmill.recipe_stored import resolved_settings
+from latentmill.records import Listing, SampleRef
 from latentmill.transforms.bucket_report import BucketReport
+from latentmill.transforms.variant import Variant, variants
 
 _PROBE_IMAGES = 8
+_LOOKED_AT, _LOOK_SECONDS = 2000, 3.0  # images whose headers are read, at most, and for how long
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What stands at a destination, in a word. left: the share that is to be made. why: for a person."""
+
+    word: str
+    left: float = 1.0
+    why: str = ""
 
 
 @dataclass(frozen=True)
 class OutputPlan:
     """What would become of one output.
 
-    samples: images or captions that would be made. bytes: on the disk, about; None where that is not known. seconds: of
-    its model (of all, for pixels), at most, from a short measured sample; None where that could not be had. state: of
-    the destination. without: why there is no model, and so no estimate.
+    samples: images or captions that it would hold. bytes: on the disk, about; None where that is not known. seconds: of
+    its model for what is left to do (of all the work, for pixels), at most, from a short measured sample; None where
+    that could not be had. told: by the output as it was prepared. without: why there is no model, and so no estimate.
     """
 
     name: str
@@ -40,25 +57,29 @@ class OutputPlan:
     samples: int
     bytes: int | None
     seconds: float | None
-    state: str = ""
+    standing: Standing
     told: tuple[str, ...] = ()
     without: str = ""
 
 
 @dataclass(frozen=True)
 class RecipePlan:
-    """What a recipe would do. images: that the source holds. rejects: key and reason, seen while listing.
+    """What a recipe would do. images: that the source holds.
 
-    reading: seconds to read and decode every image once, on one core; None where there is nothing to read. recipe:
-    resolved, as TOML.
+    rejects: key and reason, of what listing saw, and of the headers of `looked` images. reading: seconds to read and
+    decode every image once, on one core; None where there is nothing to read. root: where the outputs go. recipe:
+    resolved, as TOML that lies there.
     """
 
     source: Path
     images: int
     outputs: list[OutputPlan]
+    root: Path
     recipe: str
     rejects: dict[str, str] = field(default_factory=dict)
+    looked: int = 0
     buckets: dict[str, BucketReport] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
     reading: float | None = None
 
     @property
@@ -71,125 +92,153 @@ class RecipePlan:
 class _Planning:
     """Gathers a RecipePlan, output by output."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe, self.shared = recipe, Shared()
+    def __init__(self, recipe: Recipe, outputs: Sequence[Chosen]) -> None:
+        self.recipe = recipe
+        self.shared = Shared(encoders=any(each.kind.encodes_images for each in outputs))
         self.outputs: list[OutputPlan] = []
         self.resolved: dict[str, dict[str, object]] = {}
         self.rejects: dict[str, str] = {}
         self.buckets: dict[str, BucketReport] = {}
-        self.images = 0
+        self.warnings: dict[str, None] = {}
+        self.images = self.looked = 0
         self.reading: float | None = None
 
     def add(self, chosen: Chosen) -> None:
-        told: list[Event] = []
+        told: dict[str, None] = {}
+
+        def tell(event: Event) -> None:
+            (self.warnings if event.kind == "warning" else told)[event.text] = None
+
         try:
-            jobs = chosen.kind.prepare()(chosen.settings, self.shared, told.append)
+            jobs = chosen.kind.prepare()(chosen.settings, self.shared, self.recipe.worded(tell))
+            a_unit = _seconds_a_unit(jobs[0])
         except ModelError as error:
-            self._add_without_model(chosen, str(error))
+            self._add_without_model(chosen, self.recipe.told_of(chosen, error), tell)
             return
         self.resolved[chosen.name] = resolved_settings(jobs[0].job)
-        for job in jobs:
-            name = job.job.primary.path.name if len(jobs) > 1 else chosen.name
-            self.outputs.append(_planned(name, chosen, job, tuple(event.text for event in told)))
-            told = []
-        self._look_at(chosen, jobs[0].listing)
-        if chosen.kind is not TEXT and self.reading is None:
-            self.reading = _seconds_to_read(jobs[0])
-
-    def _add_without_model(self, chosen: Chosen, why: str) -> None:
-        """What is known all the same: how many, and, of a VAE that has a short name, how many bytes."""
-        listing = self._listing(chosen)
-        if listing is None:
-            samples = self.shared.captioned(chosen.settings, of_images=False).rows
-            self.outputs.append(
-                OutputPlan(chosen.name, chosen.kind.name, chosen.settings.dest, len(samples), None, None, without=why)
-            )
-            return
-        count = len(wanted_refs(listing))
-        size = _latent_bytes(chosen, listing)
-        self.outputs.append(
-            OutputPlan(chosen.name, chosen.kind.name, chosen.settings.dest, count, size, None, without=why)
-        )
+        for number, job in enumerate(jobs):
+            self.outputs.append(_planned(chosen, job, a_unit, () if number else tuple(told)))
+        listing = jobs[0].listing
         self._look_at(chosen, listing)
+        if chosen.kind is not TEXT and self.reading is None:
+            self._read_some(jobs[0], chosen.settings)
 
-    def _listing(self, chosen: Chosen) -> Listing | None:
-        if chosen.kind is TEXT:
-            return None
-        if isinstance(chosen.settings, BucketSettings):
-            return self.shared.keyed_images(chosen.settings)[1]
-        return self.shared.numbered_images(chosen.settings, numbering=True)[1]
+    def _add_without_model(self, chosen: Chosen, why: str, tell: Tell) -> None:
+        known = known_without_model(chosen, self.shared, self.recipe.worded(tell))
+        flip, crops = getattr(chosen.settings, "flip", "none"), getattr(chosen.settings, "crops", 1)
+        for variant in variants(flip, crops, 0):
+            dest = variant.beside(chosen.settings.dest)
+            word = "begun or finished" if stored_fingerprint(container(dest)) else "new"
+            self.outputs.append(
+                OutputPlan(
+                    chosen.name + variant.suffix, chosen.kind.name, dest, known.samples, known.bytes, None,
+                    Standing(word), without=why,
+                )
+            )  # fmt: skip
+        self._look_at(chosen, known.listing)
 
     def _look_at(self, chosen: Chosen, listing: Listing) -> None:
-        self.images = max(self.images, listing.count)
+        self.warnings |= dict.fromkeys(listing.warnings)
         self.rejects |= {ref.key: ref.fault for ref in listing.refs() if ref.fault}
+        if chosen.kind is not TEXT:
+            self.images = max(self.images, listing.count)
         if isinstance(chosen.settings, BucketSettings):
+            self.looked = listing.count
             table = bucket_table(chosen.settings, listing, {})
             self.buckets[chosen.name] = bucket_report(table, fit_of(chosen.settings), listing)
+
+    def _read_some(self, prepared: Prepared, settings: SourceSettings) -> None:
+        """Read and decode a few images, and look at the headers of more."""
+        refs = wanted_refs(prepared.listing)
+        self.reading = _seconds_to_read(prepared.job, refs)
+        started = time.monotonic()
+        looked = 0
+        for ref in refs[:: max(1, len(refs) // _LOOKED_AT)]:
+            if ref.size is None and time.monotonic() - started < _LOOK_SECONDS:
+                looked += 1
+                try:
+                    image_size(prepared.job.source.read(ref), settings.max_pixels)
+                except SampleError as error:
+                    self.rejects.setdefault(ref.key, str(error))
+        self.looked = max(self.looked, looked)
 
 
 def plan_of(recipe: Recipe, tell: Tell = quiet) -> RecipePlan:
     """Everything but the work; nothing is written. Raises LatentmillError, but not for a model that cannot be had."""
-    planning = _Planning(recipe)
-    for chosen in recipe.chosen():
-        tell(Event("plan", f"looking at {chosen.name}"))
-        with recipe.naming(chosen):
-            planning.add(chosen)
-    source = recipe.chosen()[0].settings.source
-    text = recipe.to_toml(planning.resolved)
+    outputs = recipe.chosen()
+    recipe.check_source(outputs[0].settings)
+    found = _Planning(recipe, outputs)
+    with torch_given_back():
+        for chosen in outputs:
+            tell(Event("plan", f"looking at {chosen.name}"))
+            with recipe.naming(chosen):
+                found.add(chosen)
     return RecipePlan(
-        source, planning.images, planning.outputs, text, planning.rejects, planning.buckets, planning.reading
+        outputs[0].settings.source,
+        found.images,
+        found.outputs,
+        recipe.root,
+        recipe.to_toml(found.resolved),
+        found.rejects,
+        found.looked,
+        found.buckets,
+        tuple(found.warnings),
+        _left_to_read(found),
     )
 
 
-def _planned(name: str, chosen: Chosen, prepared: Prepared, told: tuple[str, ...]) -> OutputPlan:
-    job = prepared.job
-    refs = wanted_refs(prepared.listing)
-    a_unit = job.measure(job.encoder, refs[:: max(1, len(refs) // _PROBE_IMAGES)]) if refs else 0.0
+def _left_to_read(found: _Planning) -> float | None:
+    """Seconds: an image is read where any output of images has it left to do."""
+    left = max((each.standing.left for each in found.outputs if each.kind != TEXT.name), default=0.0)
+    return found.reading * left if found.reading is not None and left else None
+
+
+def _planned(chosen: Chosen, prepared: Prepared, a_unit: float, told: tuple[str, ...]) -> OutputPlan:
+    job, refs = prepared.job, wanted_refs(prepared.listing)
+    standing = _standing(job, prepared.listing)
     seconds = a_unit * sum(map(job.batching.cost, refs)) / (job.workers if chosen.kind is PIXELS else 1)
-    return OutputPlan(name, chosen.kind.name, job.primary.path, len(refs), prepared.bytes, seconds, _state(job), told)
-
-
-def _state(job: Job) -> str:
-    """What stands at the destination."""
-    found = stored_fingerprint(job.primary)
-    if not found:
-        return "new"
-    if found != job.fingerprint and not job.overwrite:
-        names = sorted(n for n in found.keys() | job.fingerprint.keys() if found.get(n) != job.fingerprint.get(n))
-        return f"made with other settings ({', '.join(names)}): `run` refuses it"
-    done = Metadata.read_beside(job.primary.path) is not None
-    return "finished, to be looked at for changes" if done else "begun, to go on"
-
-
-def _latent_bytes(chosen: Chosen, listing: Listing) -> int | None:
-    """Of latents of a VAE that has a short name; None of others."""
-    settings = chosen.settings
-    if not isinstance(settings, LatentSettings | BucketSettings):
-        return None
-    entry = MODELS.get(settings.model)
-    if entry is None:
-        return None
-    values = (
-        entry.latent_channels * (2 if settings.store == "moments" else 1) * (4 if "32" in settings.save_dtype else 2)
+    name = chosen.name + Variant.of(job.fingerprint).suffix
+    return OutputPlan(
+        name, chosen.kind.name, job.primary.path, len(refs), prepared.bytes, seconds * standing.left, standing, told
     )
-    if isinstance(settings, LatentSettings):
-        if settings.result_size is None:
-            return None
-        sizes = [settings.result_size] * len(wanted_refs(listing))
-    else:
-        table = bucket_table(settings, listing, {})
-        sizes = [table.nearest(*ref.size).size for ref in wanted_refs(listing) if ref.size]
-    return sum(values * a * b // entry.downscale_factor**2 for a, b in sizes)
 
 
-def _seconds_to_read(prepared: Prepared) -> float:
+def _seconds_a_unit(prepared: Prepared) -> float:
+    """Measured with the model, which is let go of: that of the next output may need the memory. Raises ModelError."""
+    job, refs = prepared.job, wanted_refs(prepared.listing)
+    try:
+        return job.measure(job.encoder, refs[:: max(1, len(refs) // _PROBE_IMAGES)]) if refs else 0.0
+    finally:
+        close_models([job])
+
+
+def _standing(job: Job, listing: Listing) -> Standing:
+    try:
+        job.refuse()
+        found, plan = stored_fingerprint(job.primary), current_plan(job.primary.work)
+    except DestinationError as error:
+        return Standing("refused", 0.0, str(error))
+    if not found or job.overwrite:
+        return Standing("made anew" if found else "new")
+    if found != job.fingerprint:
+        names = sorted(n for n in found.keys() | job.fingerprint.keys() if found.get(n) != job.fingerprint.get(n))
+        return Standing("other settings", 0.0, f"made with other settings ({', '.join(names)}): `run` refuses it")
+    if plan is not None:
+        done = sum(plan.shards[shard][1] for shard in plan.done())
+        return Standing("begun", 1 - done / max(plan.images, 1), f"begun: {done:,} of {plan.images:,} are done")
+    metadata = Metadata.read_beside(job.primary.path)
+    if metadata is not None and metadata.source_digest == listing_digest(listing):
+        return Standing("finished", 0.0)
+    return Standing("to update", 1.0, "finished, and the source has changed since: only what is new or changed is made")
+
+
+def _seconds_to_read(job: Job, refs: Sequence[SampleRef]) -> float:
     """To read and decode every image once, from a few of them."""
-    refs = wanted_refs(prepared.listing)
     probe = refs[:: max(1, len(refs) // _PROBE_IMAGES)][:_PROBE_IMAGES]
     start = time.perf_counter()
     for ref in probe:
         try:
-            prepared.job.load.decode(prepared.job.source.read(ref))
+            job.load.decode(job.source.read(ref))
         except SampleError:
             continue
     return (time.perf_counter() - start) / max(len(probe), 1) * len(refs)

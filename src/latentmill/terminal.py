@@ -15,10 +15,13 @@ from latentmill.files import counted as counted
 from latentmill.files import printable
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from latentmill.outcome import Event, Result, Tell
     from latentmill.transforms.bucket_report import BucketReport
 
 _SHOWN_LEFT_OUT = 20
+_WIDEST = 1000  # characters of a table
 _PLAIN_SECONDS = 10.0  # between progress lines where there is no terminal
 _TRANSFORMING = ("convert", "encode")  # what leaves images out by a transform's rule, not by the reader's
 
@@ -102,18 +105,28 @@ class Board:
     def __init__(self, shown_as: Callable[[str], tuple[str, str]]) -> None:
         self._shown_as, self._progress = shown_as, _bars()
         self._displays: dict[str, Display] = {}
+        self._warned: set[str] = set()
 
     def tell_of(self, name: str) -> Tell:
         """What takes the events of the job of this name."""
         if name not in self._displays:
             self._displays[name] = Display(*self._shown_as(name), self._progress)
-        return self._displays[name].tell
+        display = self._displays[name]
+
+        def tell(event: Event) -> None:
+            if event.kind != "warning" or event.text not in self._warned:
+                display.tell(event)
+            if event.kind == "warning":
+                self._warned.add(event.text)  # the same source says it to each
+
+        return tell
 
     def __enter__(self) -> Board:
         return self
 
     def __exit__(self, *error: object) -> None:
         for display in self._displays.values():
+            display.named = len(self._displays) > 1
             display.__exit__(*error)
 
 
@@ -121,13 +134,15 @@ class Display:
     """Shows a job's events: a live bar on a terminal, a line now and then elsewhere.
 
     Redrawn only on events, without a thread of its own: workers are forked while it is on the screen.
-    what: is counted, in the plural. progress: the bars that this one is among.
+    what: is counted, in the plural. progress: the bars that this one is among. named: whether what is committed is told
+    with the command.
     """
 
     def __init__(self, command: str, what: str = "images", progress: Progress | None = None) -> None:
         self.command, self.what = command, what
         self.progress = progress or _bars()
         self.bar: TaskID | None = None
+        self.named = False
         self.started = self.printed = time.monotonic()
         self.first_done = 0
         self.last: Event | None = None
@@ -139,7 +154,8 @@ class Display:
         if self.bar is not None and out.is_terminal:
             self.progress.stop()
         if error[0] is KeyboardInterrupt and self.last is not None:
-            err.print(f"{self.last.committed:,} of {counted(self.last.total, self.what)} are committed")
+            name = f"{self.command}: " if self.named else ""
+            err.print(f"{name}{self.last.committed:,} of {counted(self.last.total, self.what)} are committed")
 
     def tell(self, event: Event) -> None:
         self.last = event if event.kind == "progress" else self.last
@@ -172,6 +188,12 @@ class Display:
             )
 
 
+def print_whole(table: Table) -> None:
+    """Print a table with nothing cut off, however narrow the terminal is."""
+    width = out.measure(table, options=out.options.update(max_width=_WIDEST)).maximum
+    Console(width=max(width, out.width), highlight=False, soft_wrap=True, file=out.file).print(table)
+
+
 def print_buckets(report: BucketReport) -> None:
     """What a bucket table does to images, a line for each bucket that has any."""
     from rich.table import Table
@@ -186,7 +208,7 @@ def print_buckets(report: BucketReport) -> None:
     total = report.totals()
     table.add_row("all", "", f"{total.images:,}", f"{total.cropped_away:.1%}", f"{total.distortion:.1%}",
                   f"{total.upscaled:,}", style="bold")  # fmt: skip
-    out.print(table)
+    print_whole(table)
     out.print(f"{len(rows)} of {counted(len(report.table.buckets), 'buckets')} have images")
     for item in report.left_out[:_SHOWN_LEFT_OUT]:
         err.print(f"[yellow]left out:[/] {shown(item.key)}: {shown(item.reason)}")

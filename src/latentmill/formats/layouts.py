@@ -9,7 +9,7 @@ from latentmill.formats.repa import ImageLayout, LatentLayout
 from latentmill.plugins import FORMATS, MakeLayout, installed, load, origin
 from latentmill.stages import Layout
 
-REPA, PIXART = "repa", "pixart"  # as a recipe names them
+REPA = "repa"  # as a recipe names it
 _STATISTICS = ("moments", "mean", "sample")
 
 
@@ -41,7 +41,7 @@ def layout_of(code: str) -> Layout:
         found = _of_package(family, rest.rpartition("/")[2])
     if found is None or found.code != code:
         raise SourceError(
-            f"{METADATA_JSON} names a layout that neither this version nor an installed package knows: {code!r}"
+            f"{METADATA_JSON} names a layout that this version does not know: {code!r}; nor does any installed package"
         )
     return found
 

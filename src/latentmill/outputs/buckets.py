@@ -69,7 +69,7 @@ def _prepared(chosen: BucketSettings, variant: Variant, shared: Shared, tell: Te
     threads = chosen.threads or stored_int(made_with, "threads") or usable_cores()
     spec, info = _vae(chosen, threads)
     spec = shared.one(spec)
-    load = _bucket_load(chosen, _divided_table(table, info, chosen.indivisible), variant)
+    load = _bucket_load(chosen, divided_table(table, info, chosen.indivisible), variant)
     _tell_buckets(load.table, load.fit, listing, tell)
     batch_size = _batch_size(chosen, made_with, spec, load.table, tell)
     device = getattr(spec, "device", "cpu")
@@ -114,7 +114,7 @@ def _bucket_load(chosen: BucketSettings, table: BucketTable, variant: Variant) -
     )
 
 
-def _divided_table(table: BucketTable, info: ModelInfo, rule: str) -> BucketTable:
+def divided_table(table: BucketTable, info: ModelInfo, rule: str) -> BucketTable:
     """The table with sizes that the VAE can bring down, by the rule for those that do not divide; each size once."""
     sizes = {bucket: divided(bucket.size[::-1], info, rule)[::-1] for bucket in table.buckets}
     if all(bucket.size == size for bucket, size in sizes.items()):

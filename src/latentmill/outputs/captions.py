@@ -48,7 +48,7 @@ def prepare_captions(chosen: CaptionSettings, shared: Shared, tell: Tell) -> lis
     spec = shared.one(_encoder(chosen, threads))
     captions = Captions(found, chosen.label, chosen.missing_caption, spec.lengths, chosen.start_index, chosen.rows_end)
     listing = captions.listing()
-    _tell_missing(listing, chosen, tell)
+    tell_missing(listing, chosen, tell)
     layout = PixArtText(reader, spec.max_length if chosen.pad else None, spec.pooled_width, spec.has_features)
     device = f"{counted(threads, 'threads')} on {spec.device}, {chosen.dtype}"
     tell(Event("plan", f"{spec.model.info.name}: {spec.width} wide, at most {spec.max_length} tokens; {device}"))
@@ -140,7 +140,7 @@ def _description(chosen: CaptionSettings, spec: TextSpec, layout: PixArtText) ->
     )
 
 
-def _tell_missing(listing: Listing, chosen: CaptionSettings, tell: Tell) -> None:
+def tell_missing(listing: Listing, chosen: CaptionSettings, tell: Tell) -> None:
     """Captions that are missing are known now: say so, and refuse now what `max_failures` would stop midway."""
     wanted = [ref for ref in listing.refs() if listing.wanted(ref)]
     faults = [ref.fault for ref in wanted if ref.fault]

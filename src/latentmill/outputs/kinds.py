@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentmill.config import (
@@ -18,6 +19,7 @@ from latentmill.config import (
 )
 from latentmill.errors import ConfigError
 from latentmill.plugins import FORMATS, choices, installed
+from latentmill.transforms.variant import variants
 
 if TYPE_CHECKING:
     from latentmill.outcome import Tell
@@ -50,6 +52,23 @@ class Kind:
         module, _, function = self.home.partition(":")
         found: Callable[..., list[Prepared]] = getattr(import_module(module), function)
         return partial(found, layout=self.layout) if self.extends else found
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """One output of a recipe, its settings validated. table: where those were told, which may be of several."""
+
+    name: str
+    kind: Kind
+    settings: OutputSettings
+    table: str
+
+    @property
+    def places(self) -> list[Path]:
+        """Every folder and zip that it writes."""
+        dests = [self.settings.dest, *(p for p in (getattr(self.settings, "pixels", None),) if p is not None)]
+        flip, crops = getattr(self.settings, "flip", "none"), getattr(self.settings, "crops", 1)
+        return [variant.beside(dest) for dest in dests for variant in variants(flip, crops, 0)]
 
 
 _OF_CAPTIONS = frozenset({"caption_extension", "multi_line", "caption_columns", "missing_caption"})

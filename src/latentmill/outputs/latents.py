@@ -63,7 +63,7 @@ def _prepared(chosen: LatentSettings, variant: Variant, shared: Shared, tell: Te
             f"pixels that go with latents must be of their size: {encoded_size[0]}x{encoded_size[1]}. Found: "
             f"{size[0]}x{size[1]}"
         )
-    latent = _latent_info(chosen, size, encoded_size, info)
+    latent = latent_info(chosen, size, encoded_size, info)
     fingerprint = _fingerprint(chosen, variant, spec, info, batch_size, threads)
     if layout != REPA:
         fingerprint |= {"layout": layout, "layout_package": origin(FORMATS, layout)}
@@ -112,7 +112,7 @@ def _encoder(chosen: LatentSettings, threads: int) -> tuple[EncoderSpec, ModelIn
     )
 
 
-def _latent_info(
+def latent_info(
     chosen: LatentSettings, size: tuple[int, int], encoded_size: tuple[int, int], info: ModelInfo
 ) -> LatentInfo:
     """Sizes are (width, height): of the images, and of what is encoded."""

@@ -16,7 +16,7 @@ from latentmill.outcome import Tell
 from latentmill.outputs.common import destination, seconds_to_convert, series
 from latentmill.outputs.shared import Shared
 from latentmill.passes import Prepared
-from latentmill.plugins import TRANSFORMS, origin
+from latentmill.plugins import TRANSFORMS, load, origin
 from latentmill.records import Listing
 from latentmill.stages import Source
 from latentmill.system import usable_cores
@@ -65,7 +65,9 @@ def prepare_pixels(chosen: PixelSettings, shared: Shared, tell: Tell) -> list[Pr
 
 
 def image_load(chosen: CropSettings, size: tuple[int, int] | None, variant: Variant) -> ImageLoad:
-    """How photos become pixels of (width, height); None: each may have a size of its own."""
+    """How photos become pixels of (width, height); None: each may have a size of its own. Raises ConfigError."""
+    if chosen.transform not in BUILT_IN_TRANSFORMS:
+        load(TRANSFORMS, chosen.transform)  # is refused here, and not by a worker
     return ImageLoad(chosen.transform, chosen.resolution, chosen.exif, chosen.alpha, size, chosen.max_pixels, variant)
 
 

@@ -1,0 +1,186 @@
+"""A recipe of pixels, two VAEs and a vision encoder, against its models' bare forwards and one decoding pass.
+
+    python benchmarks/recipe.py [--photos 48] [--rounds 5] [--side 128]
+
+Both in one process, in turn, with the same threads: the recipe from its first batch to its last commit; the forwards
+over the same batches as tensors that are ready, and reading and decoding each photo once. Random weights of the real
+sizes cost the time of real ones: an SD-sized VAE, the packaged mini VAE, and a DINOv2 of small width. What the recipe
+stores is compared with the forwards, and with what a recipe of each output alone makes, before any time is told.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from photos import make_photos
+from speed import SD_VAE
+from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
+
+from latentmill.decoding import decode
+from latentmill.encoders.vae import to_input
+from latentmill.outcome import Result
+from latentmill.recipe import Recipe
+from latentmill.system import usable_cores
+from latentmill.transforms.crop import CROPS
+
+CROP = "center-crop-dhariwal"
+BATCH = 8
+DINO = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6, "patch_size": 14, "image_size": 224}
+
+
+def make_models(folder: Path) -> None:
+    """An SD-sized VAE and a small DINOv2 with the processor of the real one, in the hub's form."""
+    torch.manual_seed(0)
+    AutoencoderKL(**SD_VAE).save_pretrained(folder / "sd")
+    Dinov2Model(Dinov2Config(**DINO)).save_pretrained(folder / "dino")
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    size, crop = {"shortest_edge": 256}, {"height": 224, "width": 224}
+    BitImageProcessorPil(size=size, crop_size=crop, image_mean=mean, image_std=std).save_pretrained(folder / "dino")
+
+
+def outputs(work: Path, side: int) -> dict[str, dict[str, Any]]:
+    images = {"transform": CROP, "resolution": f"{side}x{side}"}
+    encoded = {**images, "batch_size": BATCH}
+    return {
+        "images": {"kind": "pixels", **images},
+        "sd": {"kind": "latents", "model": str(work / "sd"), **encoded},
+        "mini": {"kind": "latents", "model": "mini", **encoded},
+        "dino": {"kind": "vision", "model": str(work / "dino"), **encoded},
+    }
+
+
+@dataclass(frozen=True)
+class Bare:
+    """Forwards of one output over tensors that are ready. forward: one batch of them to an array (B, ...)."""
+
+    batches: list[torch.Tensor]
+    forward: Callable[[torch.Tensor], torch.Tensor]
+
+    def results(self) -> np.ndarray:
+        with torch.inference_mode():
+            return torch.cat([self.forward(batch) for batch in self.batches]).numpy()
+
+
+def bare_forwards(work: Path, files: list[Path], side: int) -> dict[str, Bare]:
+    """Each model, opened as the recipe opens it, with its inputs."""
+    from latentmill.encoders.models import resolve
+    from latentmill.encoders.vae import load_vae
+    from latentmill.encoders.vision import vision_spec
+
+    photos = [CROPS[CROP](decode(file.read_bytes())[0], side, side) for file in files]
+    pixels = np.stack([photo for photo in photos if photo is not None])
+    starts = range(0, len(pixels), BATCH)
+    found = {}
+    for name, model in (("sd", str(work / "sd")), ("mini", "mini")):
+        vae = load_vae(resolve(model), torch.device("cpu"), torch.float32)
+        inputs = [to_input(pixels[start : start + BATCH], (-1.0, 1.0)) for start in starts]
+        found[name] = Bare(inputs, lambda batch, vae=vae: moments(vae, batch))
+    spec, _ = vision_spec(
+        str(work / "dino"), None, None, device="cpu", dtype="float32", tokens="patch", input="processor",
+        save_dtype="float32", threads=usable_cores(),
+    )  # fmt: skip
+    resized = np.stack([spec.resize(photo) for photo in pixels])
+    dino = spec.open().model
+    inputs = [spec.rule.tensor(resized[start : start + BATCH], torch.device("cpu")) for start in starts]
+    found["dino"] = Bare(inputs, lambda batch: dino(pixel_values=batch).last_hidden_state[:, 1:])
+    return found
+
+
+def moments(vae: Any, batch: torch.Tensor) -> torch.Tensor:
+    """Mean and standard deviation, (B, 2C, h, w)."""
+    posterior = vae.encode(batch).latent_dist
+    return torch.cat([posterior.mean, posterior.std], dim=1)
+
+
+def decoding_pass(files: list[Path]) -> float:
+    """Seconds to read and decode each photo once, in as many threads as the recipe loads with."""
+    start = time.perf_counter()
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        for _ in pool.map(lambda file: decode(file.read_bytes())[0].shape, files):
+            pass
+    return time.perf_counter() - start
+
+
+def forwards(bare: dict[str, Bare]) -> dict[str, float]:
+    """Seconds of each model's forwards."""
+    seconds = {}
+    torch.set_num_threads(usable_cores())
+    for name, each in bare.items():
+        start = time.perf_counter()
+        each.results()
+        seconds[name] = time.perf_counter() - start
+    return seconds
+
+
+def run(photos: Path, dest: Path, chosen: dict[str, dict[str, Any]]) -> dict[str, Result]:
+    return Recipe(photos, chosen, dest, {"overwrite": True}).run()
+
+
+def check_equal(work: Path, chosen: dict[str, dict[str, Any]], bare: dict[str, Bare]) -> None:
+    """Tell how far what is stored is from the forwards; exit where an output alone would have other bytes."""
+    for name, output in chosen.items():
+        run(work / "photos", work / "alone", {name: output})
+        if digests(work / "out" / name) != digests(work / "alone" / name):
+            raise SystemExit(f"{name}: not the bytes that it has when it is made alone")
+    print("every output has the bytes that it has when it is made alone")
+    for name, each in bare.items():
+        stored = np.stack([np.load(file) for file in sorted((work / "out" / name).rglob("*.npy"))])
+        expected = each.results()
+        difference = np.abs(stored - expected).max() / np.abs(expected).max()
+        print(f"{name}: largest difference from the bare forwards {difference:.1e} of the largest value")
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Of every file but the report."""
+    files = [file for file in folder.rglob("*") if file.is_file() and not file.name.endswith("report.json")]
+    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=int, default=48)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--side", type=int, default=128, help="pixels of the crops")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        make_photos(work / "photos", options.photos)
+        make_models(work)
+        chosen = outputs(work, options.side)
+        files = sorted((work / "photos").rglob("*.jpg"))
+        run(work / "photos", work / "out", chosen)
+        torch.set_num_threads(usable_cores())
+        bare = bare_forwards(work, files, options.side)
+        check_equal(work, chosen, bare)
+        ours, theirs, ratios = [], [], []
+        for number in range(options.rounds):
+            seconds = forwards(bare) | {"decoding": decoding_pass(files)}
+            theirs.append(sum(seconds.values()))
+            ours.append(run(work / "photos", work / "out", chosen)["sd"].running_seconds)
+            ratios.append(ours[-1] / theirs[-1])
+            parts = ", ".join(f"{part} {value:.2f}" for part, value in seconds.items())
+            load = os.getloadavg()[0]
+            told = f"recipe {ours[-1]:.2f} s; {parts}: {theirs[-1]:.2f} s; ratio {ratios[-1]:.3f}, load {load:.1f}"
+            print(f"round {number}: {told}", flush=True)
+        print(f"recipe {spread(ours)} s, forwards and decoding {spread(theirs)} s, ratio {spread(ratios)}")
+
+
+if __name__ == "__main__":
+    main()
