@@ -15,7 +15,7 @@ from latentmill.config import (
     SourceSettings,
     validated,
 )
-from latentmill.errors import ModelError, SourceError
+from latentmill.errors import SourceError
 from latentmill.finish import Description
 from latentmill.formats.metadata import LatentInfo, Metadata, ModelInfo, Value
 from latentmill.formats.repa import ImageLayout
@@ -25,13 +25,12 @@ from latentmill.outcome import Event, Result, Tell, quiet
 from latentmill.outputs.common import destination
 from latentmill.passes import Prepared
 from latentmill.recipe import Recipe
-from latentmill.registry import MINI
 from latentmill.sources.images import LatentSource
 from latentmill.system import usable_cores
 from latentmill.worker import Output
 
 if TYPE_CHECKING:
-    from latentmill.encoders.models import ResolvedModel
+    pass
 
 _SHARED = SourceSettings.model_fields.keys() | RunSettings.model_fields.keys()
 
@@ -87,7 +86,8 @@ def decode(source: str | Path, dest: str | Path, *, tell: Tell = quiet, **settin
 
     settings: the fields of `config.DecodeSettings`. Raises LatentmillError.
     """
-    from latentmill.encoders.vae import DecoderSpec, VaeSpec, choose_device
+    from latentmill.encoders.decoder import decoder_spec, model_of
+    from latentmill.encoders.device import choose_device
 
     chosen = validated(DecodeSettings, {"source": source, "dest": dest, **settings})
     place = destination(chosen.source, chosen.dest)
@@ -95,15 +95,13 @@ def decode(source: str | Path, dest: str | Path, *, tell: Tell = quiet, **settin
     if metadata is None or metadata.latent is None or metadata.model is None:
         raise SourceError(f"{chosen.source} holds no latents that latentmill made (no latentmill.json of that kind)")
     info = metadata.model
-    model = _decoding_model(info, chosen.model_url)
+    model = model_of(info, chosen.model_url)
     if model.info.weights_sha256 != info.weights_sha256:
         tell(Event("warning", f"{model.info.name} is not the model that made these latents (its weights differ)"))
     latents = LatentSource(chosen.source)
     listing = latents.listing(chosen.max_images)
     threads = chosen.threads or usable_cores()
-    device = choose_device(chosen.device)
-    vae = VaeSpec(model, device, "float32", metadata.latent.pixel_range, "mean", 0, "float32", threads)
-    spec = DecoderSpec(vae, metadata.latent.padded_from)
+    spec = decoder_spec(model, metadata.latent, choose_device(chosen.device), threads)
     bucketed = metadata.buckets is not None
     size = None if bucketed else _decoded_size(metadata.latent, info)
     fingerprint: dict[str, Value] = {"decoded_by": model.info.weights_sha256, "batch_size": chosen.batch_size}
@@ -133,24 +131,6 @@ def _decoded_size(latent: LatentInfo, info: ModelInfo) -> tuple[int, int]:
         return width, height
     _, height, width = latent.fixed_shape
     return width * info.downscale_factor, height * info.downscale_factor
-
-
-def _decoding_model(info: ModelInfo, given: str | None) -> ResolvedModel:
-    """The model that is given, or the very one that made the latents."""
-    from latentmill.encoders.models import resolve
-
-    if given is not None:
-        return resolve(given)
-    if info.is_local and not Path(info.name).is_dir():
-        raise ModelError(
-            f"these latents were made with a model in the folder {info.name}, which is not here: --model-url"
-        )
-    model = resolve(info.name, None if info.is_local or info.name == MINI else info.revision, info.subfolder)
-    if model.info.weights_sha256 != info.weights_sha256:
-        raise ModelError(
-            f"{info.name} has other weights than when it made these latents. Name the model with --model-url"
-        )
-    return model
 
 
 def is_dataset(path: Path) -> bool:

@@ -51,7 +51,7 @@ def captioned_half(photos: Path, dest: Path, picture: Path, say: Callable[[str],
     dataset, batch, count = _batch(made)
     shapes = f"latent {tuple(batch['latent'].shape)}, text {tuple(batch['text_features'][_LABEL].shape)}"
     say(f"[bold]9. batch[/]    one of {count} that BucketSampler makes of {len(dataset)} samples: {shapes}")
-    _draw(dest / IMAGE_FOLDER, batch, _decoded(dataset, batch), picture)
+    _draw(dest / IMAGE_FOLDER, batch, np.stack(dataset.decode(batch["latent"], "cpu")), picture)
 
 
 def _made(data: Path) -> Features:
@@ -84,20 +84,6 @@ def _telling(batch: dict[str, Any]) -> tuple[int, bool]:
     """A full batch shows most, and of a bucket that is no square."""
     height, width = batch["bucket"][0].tolist()
     return len(batch["key"]), height != width
-
-
-def _decoded(dataset: Any, batch: dict[str, Any]) -> Array:
-    """uint8 NHWC: what the latents of a batch decode to."""
-    from latentmill.encoders.models import resolve
-    from latentmill.encoders.vae import DecoderSpec, VaeSpec
-    from latentmill.records import Encoded, Sample, SampleRef
-    from latentmill.system import usable_cores
-
-    latents = dataset.denormalize(batch["latent"]).numpy()
-    low, high = dataset.metadata.latent.pixel_range
-    spec = DecoderSpec(VaeSpec(resolve(MINI), "cpu", "float32", (low, high), "mean", 0, "float32", usable_cores()))
-    results = spec.open().encode([Sample(SampleRef(0, "", ""), latent, "") for latent in latents])
-    return np.stack([result.array for result in results if isinstance(result, Encoded)])
 
 
 def _draw(images: Path, batch: dict[str, Any], decoded: Array, dest: Path) -> None:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ from latentmill.loaders_variants import check_same_variant, found_variants, part
 from latentmill.loaders_vision import VisionFeatures, name_of
 from latentmill.records import Array
 from latentmill.transforms.variant import PLAIN, Variant
+
+if TYPE_CHECKING:
+    from latentmill.encoders.vae import DecoderSpec
 
 Normalize = Literal["factor", "channel", "none"]
 Posterior = Literal["sample", "mean"]
@@ -120,6 +123,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
             [] if images is None else [self._pixels(*pair) for pair in zip(places, self._beside(images), strict=True)]
         )
         self._affine = self._normalisation(normalize)
+        self._decoder: DecoderSpec | None = None
         self.text: dict[str, TextFeatures] = {}
         self.vision: dict[str, list[VisionFeatures]] = {}  # of every variant
         self.caption_dropout = 0.0
@@ -290,6 +294,23 @@ class LatentDataset(Dataset[dict[str, Any]]):
     def denormalize(self, latent: torch.Tensor) -> torch.Tensor:
         """The exact inverse of the normalisation, of `latent` (…, C, h, w): what the VAE's decoder takes."""
         return self._affine.undo(latent)
+
+    def decode(self, latents: torch.Tensor, device: str = "auto") -> list[Array]:
+        """Normalised latents (N, C, h, w) -> N pictures, uint8 (H, W, 3), by the VAE that made the dataset.
+
+        Raises ModelError.
+        """
+        from latentmill.encoders.decoder import decoded, decoder_spec, model_of
+        from latentmill.encoders.device import choose_device, restore_torch
+
+        latent, model = self.metadata.latent, self.metadata.model
+        assert latent is not None and model is not None
+        if self._decoder is None:
+            self._decoder = decoder_spec(model_of(model, None), latent, choose_device(device), torch.get_num_threads())
+        try:
+            return decoded(self._decoder, list(self.denormalize(latents.detach().cpu()).float().numpy()))
+        finally:
+            restore_torch()
 
 
 def _metadata(path: Path, kind: str) -> Metadata:

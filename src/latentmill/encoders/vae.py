@@ -218,8 +218,12 @@ class VaeDecoder:
         low, high = self.spec.pixel_range
         # float32 NCHW low..high -> uint8 NHWC 0..255
         scaled = ((decoded - low) * (255.0 / (high - low))).round().clamp(0, 255)
-        pixels = scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
-        return [Encoded(array) for array in pixels]
+        finite = scaled.isfinite().flatten(1).all(1).tolist()
+        pixels = scaled.nan_to_num().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+        return [
+            Encoded(array) if whole else SampleError("encode", "the picture is not finite (NaN or infinity)")
+            for array, whole in zip(pixels, finite, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -231,7 +235,18 @@ class DecoderSpec:
 
     def open(self) -> VaeDecoder:
         """Load the model. Raises ModelError."""
+        return self._opened
+
+    def close(self) -> None:
+        """Let go of the model that `open` loaded."""
+        self.__dict__.pop("_opened", None)
+
+    @cached_property
+    def _opened(self) -> VaeDecoder:
         return VaeDecoder(self.vae, self.padded_from)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_opened"}
 
 
 def channel_sums(values: Array, std: Array) -> tuple[float, ...]:
