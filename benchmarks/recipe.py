@@ -1,6 +1,6 @@
 """A recipe of pixels, two VAEs and a vision encoder, against its models' bare forwards and one decoding pass.
 
-    python benchmarks/recipe.py [--photos 48] [--rounds 5] [--side 128]
+    python benchmarks/recipe.py [--photos 48] [--rounds 5] [--side 128] [--threads 2]
 
 Both in one process, in turn, with the same threads: the recipe from its first batch to its last commit; the forwards
 over the same batches as tensors that are ready, and reading and decoding each photo once. Random weights of the real
@@ -74,7 +74,7 @@ class Bare:
             return torch.cat([self.forward(batch) for batch in self.batches]).numpy()
 
 
-def bare_forwards(work: Path, files: list[Path], side: int) -> dict[str, Bare]:
+def bare_forwards(work: Path, files: list[Path], side: int, threads: int) -> dict[str, Bare]:
     """Each model, opened as the recipe opens it, with its inputs."""
     from latentmill.encoders.models import resolve
     from latentmill.encoders.vae import load_vae
@@ -90,7 +90,7 @@ def bare_forwards(work: Path, files: list[Path], side: int) -> dict[str, Bare]:
         found[name] = Bare(inputs, lambda batch, vae=vae: moments(vae, batch))
     spec, _ = vision_spec(
         str(work / "dino"), None, None, device="cpu", dtype="float32", tokens="patch", input="processor",
-        save_dtype="float32", threads=usable_cores(),
+        save_dtype="float32", threads=threads,
     )  # fmt: skip
     resized = np.stack([spec.resize(photo) for photo in pixels])
     dino = spec.open().model
@@ -114,10 +114,10 @@ def decoding_pass(files: list[Path]) -> float:
     return time.perf_counter() - start
 
 
-def forwards(bare: dict[str, Bare]) -> dict[str, float]:
+def forwards(bare: dict[str, Bare], threads: int) -> dict[str, float]:
     """Seconds of each model's forwards."""
     seconds = {}
-    torch.set_num_threads(usable_cores())
+    torch.set_num_threads(threads)
     for name, each in bare.items():
         start = time.perf_counter()
         each.results()
@@ -125,14 +125,14 @@ def forwards(bare: dict[str, Bare]) -> dict[str, float]:
     return seconds
 
 
-def run(photos: Path, dest: Path, chosen: dict[str, dict[str, Any]]) -> dict[str, Result]:
-    return Recipe(photos, chosen, dest, {"overwrite": True}).run()
+def run(photos: Path, dest: Path, chosen: dict[str, dict[str, Any]], threads: int) -> dict[str, Result]:
+    return Recipe(photos, chosen, dest, {"overwrite": True, "threads": threads}).run()
 
 
-def check_equal(work: Path, chosen: dict[str, dict[str, Any]], bare: dict[str, Bare]) -> None:
+def check_equal(work: Path, chosen: dict[str, dict[str, Any]], bare: dict[str, Bare], threads: int) -> None:
     """Tell how far what is stored is from the forwards; exit where an output alone would have other bytes."""
     for name, output in chosen.items():
-        run(work / "photos", work / "alone", {name: output})
+        run(work / "photos", work / "alone", {name: output}, threads)
         if digests(work / "out" / name) != digests(work / "alone" / name):
             raise SystemExit(f"{name}: not the bytes that it has when it is made alone")
     print("every output has the bytes that it has when it is made alone")
@@ -158,6 +158,7 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--side", type=int, default=128, help="pixels of the crops")
+    parser.add_argument("--threads", type=int, default=usable_cores(), help="of a forward")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
@@ -165,15 +166,15 @@ def main() -> None:
         make_models(work)
         chosen = outputs(work, options.side)
         files = sorted((work / "photos").rglob("*.jpg"))
-        run(work / "photos", work / "out", chosen)
-        torch.set_num_threads(usable_cores())
-        bare = bare_forwards(work, files, options.side)
-        check_equal(work, chosen, bare)
+        run(work / "photos", work / "out", chosen, options.threads)
+        torch.set_num_threads(options.threads)
+        bare = bare_forwards(work, files, options.side, options.threads)
+        check_equal(work, chosen, bare, options.threads)
         ours, theirs, ratios = [], [], []
         for number in range(options.rounds):
-            seconds = forwards(bare) | {"decoding": decoding_pass(files)}
+            seconds = forwards(bare, options.threads) | {"decoding": decoding_pass(files)}
             theirs.append(sum(seconds.values()))
-            ours.append(run(work / "photos", work / "out", chosen)["sd"].running_seconds)
+            ours.append(run(work / "photos", work / "out", chosen, options.threads)["sd"].running_seconds)
             ratios.append(ours[-1] / theirs[-1])
             parts = ", ".join(f"{part} {value:.2f}" for part, value in seconds.items())
             load = os.getloadavg()[0]

@@ -25,10 +25,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, RandomSampler
 
 import latentmill
-from latentmill.encoders.models import resolve
-from latentmill.encoders.vae import DecoderSpec, VaeSpec
 from latentmill.loaders import LatentDataset
-from latentmill.records import Sample, SampleRef
 
 HEAD_WIDTH, FREQUENCIES = 64, 256
 LABEL_DROPOUT, LOG_EVERY = 0.1, 50
@@ -147,16 +144,12 @@ def train(model: SiT, dataset: LatentDataset, args: argparse.Namespace) -> SiT:
 
 def draw(model: SiT, dataset: LatentDataset, args: argparse.Namespace) -> None:
     """A line for each class: a training image as the VAE gives it back, the best to hope for, then the samples."""
-    info, pixel_range, threads = dataset.metadata.model, dataset.metadata.latent.pixel_range, torch.get_num_threads()
-    vae = resolve(info.name, info.revision, info.subfolder)  # the very one that made the dataset
-    decoder = DecoderSpec(VaeSpec(vae, args.device, "float32", pixel_range, "mean", 0, "float32", threads)).open()
     present, firsts = (found[:ROWS] for found in np.unique(dataset.labels, return_index=True))
     real = torch.stack([dataset[int(first)]["latent"] for first in firsts])
     labels = torch.from_numpy(np.where(present < 0, model.no_class, present)).repeat(COLUMNS)
     noise = torch.randn(len(labels), *real.shape[1:], generator=torch.Generator().manual_seed(args.seed))
     made = generate(model, noise.to(args.device), labels.to(args.device), args.sampling_steps, args.guidance)
-    latents = dataset.denormalize(torch.cat([real, made.cpu()])).numpy()
-    pixels = [decoder.encode([Sample(SampleRef(0, "", ""), z, "")])[0].array for z in latents]
+    pixels = dataset.decode(torch.cat([real, made.cpu()]), args.device)  # by the VAE that made the dataset
     columns = [np.concatenate(pixels[start : start + len(real)]) for start in range(0, len(pixels), len(real))]
     Image.fromarray(np.concatenate(columns, axis=1)).save(args.out / "samples.png")
     names = [*(dataset.metadata.classes or range(model.no_class)), "no class"]
@@ -166,9 +159,9 @@ def draw(model: SiT, dataset: LatentDataset, args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
-    add("--data", type=Path, required=True, help="latents that latentmill made: a folder or a zip")
+    add("--data", type=Path, required=True, default=argparse.SUPPRESS, help="latents: latentmill's folder or zip")
     add("--out", type=Path, default=Path("sit"), help="folder for samples.png and ema.safetensors")
-    add("--steps", type=int, default=600, help="batches to train on")
+    add("--steps", type=int, default=500, help="batches to train on")
     add("--batch", type=int, default=12, help="samples in a batch")
     add("--lr", type=float, default=2e-3, help="learning rate")
     add("--ema", type=float, default=0.99, help="decay of the average of the weights")

@@ -25,10 +25,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 import latentmill
-from latentmill.encoders.models import resolve
-from latentmill.encoders.vae import DecoderSpec, VaeSpec
 from latentmill.loaders import LatentDataset
-from latentmill.records import Sample, SampleRef
 
 HEAD_WIDTH, FREQUENCIES = 64, 256
 CAPTION_DROPOUT, SAMPLING_STEPS, LOG_EVERY = 0.1, 40, 50
@@ -144,9 +141,6 @@ def train(model: DiT, dataset: LatentDataset, args: argparse.Namespace) -> DiT:
 
 def draw(model: DiT, dataset: LatentDataset, args: argparse.Namespace) -> None:
     """A line for each bucket: training images as the VAE gives them back, below them samples of their captions."""
-    info, pixel_range, threads = dataset.metadata.model, dataset.metadata.latent.pixel_range, torch.get_num_threads()
-    vae = resolve(info.name, info.revision, info.subfolder)  # the very one that made the dataset
-    decoder = DecoderSpec(VaeSpec(vae, args.device, "float32", pixel_range, "mean", 0, "float32", threads)).open()
     shown, empty = (latentmill.load(args.data, caption_dropout=share, posterior="mean") for share in (0.0, 1.0))
     buckets = np.unique(dataset.buckets, axis=0)[:ROWS]
     tops = [0, *np.cumsum(2 * buckets[:, 0] + STRIP).tolist()]
@@ -156,8 +150,7 @@ def draw(model: DiT, dataset: LatentDataset, args: argparse.Namespace) -> None:
         batch, free = (latentmill.collate([each[place] for place in places]) for each in (shown, empty))
         noise = torch.randn(batch["latent"].shape, generator=torch.Generator().manual_seed(args.seed))
         made = generate(model, noise.to(args.device), text_of(batch, args), text_of(free, args), args)
-        latents = dataset.denormalize(torch.cat([batch["latent"], made.cpu()])).numpy()
-        pixels = [decoder.encode([Sample(SampleRef(0, "", ""), z, "")])[0].array for z in latents]
+        pixels = dataset.decode(torch.cat([batch["latent"], made.cpu()]), args.device)  # by the VAE that made it
         for column, caption in enumerate(batch["captions"][args.caption]):
             pair, left = np.concatenate(pixels[column :: len(places)]), column * bucket[1]
             picture.paste(Image.fromarray(pair), (left, top))
@@ -168,14 +161,14 @@ def draw(model: DiT, dataset: LatentDataset, args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
-    add("--data", type=Path, required=True, help="latents and text features that latentmill made: a PixArt root")
-    add("--caption", help="which of several captions or encoders (default: the first)")
+    add("--data", type=Path, required=True, default=argparse.SUPPRESS, help="a PixArt root: latents and text features")
+    add("--caption", help="which of several captions or encoders; None is the first")
     add("--out", type=Path, default=Path("t2i"), help="folder for samples.png and ema.safetensors")
     add("--steps", type=int, default=1000, help="batches to train on")
     add("--batch", type=int, default=6, help="samples in a batch")
     add("--lr", type=float, default=2e-3, help="learning rate")
     add("--ema", type=float, default=0.99, help="decay of the average of the weights")
-    add("--shift", type=float, default=1.0, help="of times: 1 for 256 pixels a side, 3 for 1024")
+    add("--shift", type=float, default=1.0, help="of times towards noise; SD3 has 3 at 1024 pixels a side")
     add("--width", type=int, default=256, help=f"of a token; a multiple of {HEAD_WIDTH}")
     add("--depth", type=int, default=3, help="blocks")
     add("--patch", type=int, default=4, help="latent positions of a token's side")

@@ -77,7 +77,7 @@ _version = cache(version)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards of one batch; and versions are looked up once, not in each of a thousand runs."""
     monkeypatch.setattr("latentmill.job.SHARD_SECONDS", 1e-9)
-    for module in ("finish", "common"):
+    for module in ("finish", "outputs.common"):
         monkeypatch.setattr(f"latentmill.{module}.version", _version)
 
 

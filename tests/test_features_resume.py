@@ -27,9 +27,9 @@ def without_a_text_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @JOBS
 def test_an_edit_touches_what_it_changes_alone(tmp_path: Path, job: Job) -> None:
-    data = small(tmp_path / "data")
-    folder = tmp_path / FOLDERS[job]
-    job(data, tmp_path)
+    data, place = small(tmp_path / "data"), tmp_path / "place"
+    folder = place / FOLDERS[job]
+    job(data, place)
     before = identities(folder)
     if job is run_text:
         data.rows["b/a.png"]["prompt"] = "another caption"
@@ -39,7 +39,7 @@ def test_an_edit_touches_what_it_changes_alone(tmp_path: Path, job: Job) -> None
         data.add("b/c/d.e.png", "a red fox", (64, 64))
         data.write()
         changed = "b/c_d.e.npy"
-    result = job(data, tmp_path)
+    result = job(data, place)
     assert result.changes == (1, 5, 0, 1, 1)  # computed, kept, of those renamed, dropped, of those changed
     after = identities(folder)
     touched = {name for name in after if after[name] != before[name] and not name.startswith("latentmill")}

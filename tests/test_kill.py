@@ -68,7 +68,7 @@ class Case:
     def __init__(self, command: str, source: Path, root: Path, suffix: str) -> None:
         self.dests = [root / f"out{suffix}"] + ([root / f"images{suffix}"] if command == "encode" else [])
         own: dict[str, object] = {"model_url": "fake"} if command == "encode" else {}
-        calm = [root / f"calm-{dest.name}" for dest in self.dests]
+        calm = [root / "calm" / dest.name for dest in self.dests]
         images = {"images": calm[1]} if command == "encode" else {}
         run = getattr(latentmill, command)
         run(source, calm[0], **CROP, **own, **images, batch_size=BATCH, num_workers=1)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from latentmill.recipe_plan import RecipePlan
 
 _SHOWN = 20  # rejects
+_TOLD = 0.1  # seconds: less are not told apart
 
 _Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, in TOML.", show_default=False)]
 _Set = Annotated[
@@ -149,7 +150,7 @@ def _show_sums(found: RecipePlan) -> None:
         line += f" and those of {', '.join(map(shown, unknown))}"
     if found.seconds is not None:
         line += f"; at most {clock(found.seconds)}"
-        line += f", {clock(found.reading)} of it to read and decode" if found.reading else ""
+        line += f", {clock(found.reading)} of it to read and decode" if found.reading and found.reading > _TOLD else ""
         unknown = [each.name for each in found.outputs if each.seconds is None]
         line += f", and those of {', '.join(map(shown, unknown))}" if unknown else ""
     out.print(f"{line}\n")

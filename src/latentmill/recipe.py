@@ -132,8 +132,8 @@ class Recipe:
         """A path of the file is relative to a folder; one of `--set`, to the working directory."""
         if not isinstance(path, str | Path) or "\0" in str(path):
             raise ConfigError(f"{self.file.place(keys)}{'.'.join(keys)} must be a path, as text. Found: {path!r}")
-        found = os.path.expanduser(path)  # noqa: PTH111 - which leaves a user that it does not know
-        return Path(found) if self.file.is_told(keys) else folder / found
+        found = Path(os.path.expanduser(path))  # noqa: PTH111 - which leaves a user that it does not know
+        return found if self.file.is_told(keys) else _short(folder / found)
 
     @property
     def root(self) -> Path:
@@ -157,7 +157,7 @@ class Recipe:
             raise ConfigError(f"{self.file.place((*keys, 'kind'))}outputs.{name}: {error}") from error
         fields = kind.settings.model_fields.keys() - SourceSettings.model_fields.keys() - {"dest"} | {"path"}
         self._check_names(own, keys, fields, f"outputs.{name} ({kind.told})")
-        own["dest"] = self._located(own.pop("path", name), (*keys, "path"), self.root)
+        own["dest"] = self._located(own.pop("path"), (*keys, "path"), self.root) if "path" in own else self.root / name
         if own.get("pixels") is not None:
             own["pixels"] = self._located(own["pixels"], (*keys, "pixels"), self.root)
         defaults = {key: value for key, value in self.defaults.items() if key in kind.settings.model_fields}
@@ -214,18 +214,25 @@ class Recipe:
                 raise SourceError(f"{self.file.place(keys)}{'.'.join(keys)} does not exist: {printable(str(path))}")
 
     def _check_places(self, outputs: Sequence[Chosen]) -> None:
-        taken: dict[Path, tuple[str, Path]] = {}
+        taken: dict[Path, tuple[Chosen, Path]] = {}
+        names: dict[str, str] = {}
         for each in outputs:
             for place in each.places:
                 path = Path(os.path.abspath(place))  # noqa: PTH100 - without following links
-                for other, (name, its_place) in taken.items():
+                for other, (owner, its_place) in taken.items():
                     if path == other or path in other.parents or other in path.parents:
-                        who = "latents and pixels" if name == each.name else f"{name} and {each.name}"
+                        also = "its own pixels" if owner is each else f"outputs.{owner.table}"
+                        where = self.file.place(("outputs", each.table, "path"))
                         raise ConfigError(
-                            f"{self.file.place(('outputs', each.table, 'path'))}{who} must not be the same place or "
-                            f"inside each other. Found: {place} and {its_place}"
+                            f"{where}outputs.{each.table} and {also} must not be the same place or inside each other. "
+                            f"Found: {place} and {its_place}"
                         )
-                taken[path] = each.name, place
+                taken[path] = each, place
+            for name in each.names:
+                if name in names:
+                    where = f"{self.file.place(('outputs', each.table))}outputs.{each.table}"
+                    raise ConfigError(f"{where} and outputs.{names[name]} both make {name!r}: name one otherwise")
+                names[name] = each.table
 
     # jobs
 
@@ -240,6 +247,8 @@ class Recipe:
             with self.naming(each):
                 runner_of(each.settings.runner)
                 jobs = each.kind.prepare()(each.settings, shared, tell)
+            if others := [Variant.of(job.job.fingerprint).suffix for job in jobs[1:]]:
+                tell(Event("plan", f"the same for {', '.join(each.name + suffix for suffix in others)}"))
             for job in jobs:
                 name = each.name + Variant.of(job.job.fingerprint).suffix
                 named = Named(name, each.name, replace(job, runner=each.settings.runner))
@@ -261,6 +270,8 @@ class Recipe:
 
     def told_of(self, chosen: Chosen, error: LatentmillError) -> str:
         """An error of one output with its place in the file, and with settings as a recipe has them."""
+        if isinstance(error, SourceError) and str(error).startswith("the source "):
+            return f"{self.file.place(('source', 'path'))}source.path: {in_recipe_words(str(error))}"
         is_model = isinstance(error, ModelError)
         keys = self._told_at(chosen.table, "model") if is_model else ("outputs", chosen.table)
         return f"{self.file.place(keys)}outputs.{chosen.name}: {in_recipe_words(str(error))}"
@@ -312,7 +323,14 @@ class Recipe:
 
         resolved: of outputs by name, settings as they were found while the jobs were prepared.
         """
-        return stored_toml(self.chosen(), self.root, self.root, self._moved, resolved or {})
+        return stored_toml(self.chosen(), self.root, self._moved, resolved or {})
+
+    def _is_stored_with_one(self) -> bool:
+        """Whether this is an output's own recipe, run in its place, where the whole one may lie too."""
+        file = Path(self.file.name)
+        whole = file.name == RECIPE_TOML and file.parent.resolve() == self.root.resolve()
+        stored = file.name == RECIPE_TOML or file.name.endswith(f".zip.{RECIPE_TOML.removeprefix('latentmill-')}")
+        return stored and not whole and not self.file.is_told(("dest",))
 
     @property
     def _moved(self) -> Path | None:
@@ -323,7 +341,8 @@ class Recipe:
         """In the folder that the outputs have in common, where it is none of theirs."""
         root = self.root
         dests = [Path(os.path.abspath(each.settings.dest)) for each in self.chosen()]  # noqa: PTH100 - not its target
-        if not self.of_options and all(Path(os.path.abspath(root)) in dest.parents for dest in dests):  # noqa: PTH100
+        whole = all(Path(os.path.abspath(root)) in dest.parents for dest in dests)  # noqa: PTH100
+        if whole and not self.of_options and not self._is_stored_with_one():
             resolved = {each.output: resolved_settings(each.prepared.job) for each in jobs}
             file, text = root / RECIPE_TOML, self.to_toml(resolved)
             if not file.exists() or file.read_bytes() != text.encode():
@@ -360,6 +379,12 @@ def _elsewhere(name: str, known: Any) -> str:
         if name in fields:
             return f" It belongs in [{section}]"
     return _close(name, known)
+
+
+def _short(path: Path) -> Path:
+    """Without `..`, where that leads to the same place: links may lead elsewhere."""
+    found = Path(os.path.normpath(path))
+    return found if found.resolve() == path.resolve() else path
 
 
 def _close(name: str, known: Any) -> str:

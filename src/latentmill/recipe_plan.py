@@ -27,7 +27,7 @@ from latentmill.recipe_known import known_without_model
 from latentmill.recipe_stored import resolved_settings
 from latentmill.records import Listing, SampleRef
 from latentmill.transforms.bucket_report import BucketReport
-from latentmill.transforms.variant import Variant, variants
+from latentmill.transforms.variant import Variant
 
 _PROBE_IMAGES = 8
 _LOOKED_AT, _LOOK_SECONDS = 2000, 3.0  # images whose headers are read, at most, and for how long
@@ -125,8 +125,7 @@ class _Planning:
 
     def _add_without_model(self, chosen: Chosen, why: str, tell: Tell) -> None:
         known = known_without_model(chosen, self.shared, self.recipe.worded(tell))
-        flip, crops = getattr(chosen.settings, "flip", "none"), getattr(chosen.settings, "crops", 1)
-        for variant in variants(flip, crops, 0):
+        for variant in chosen.variants:
             dest = variant.beside(chosen.settings.dest)
             word = "begun or finished" if stored_fingerprint(container(dest)) else "new"
             self.outputs.append(
@@ -139,13 +138,20 @@ class _Planning:
 
     def _look_at(self, chosen: Chosen, listing: Listing) -> None:
         self.warnings |= dict.fromkeys(listing.warnings)
-        self.rejects |= {ref.key: ref.fault for ref in listing.refs() if ref.fault}
+        for ref in listing.refs():
+            if ref.fault:
+                self._reject(ref.key, ref.fault)
         if chosen.kind is not TEXT:
             self.images = max(self.images, listing.count)
         if isinstance(chosen.settings, BucketSettings):
             self.looked = listing.count
             table = bucket_table(chosen.settings, listing, {})
             self.buckets[chosen.name] = bucket_report(table, fit_of(chosen.settings), listing)
+
+    def _reject(self, key: str, reason: str) -> None:
+        """Outputs may differ in why."""
+        known = self.rejects.get(key)
+        self.rejects[key] = reason if known is None or reason in known else f"{known}; {reason}"
 
     def _read_some(self, prepared: Prepared, settings: SourceSettings) -> None:
         """Read and decode a few images, and look at the headers of more."""
@@ -159,7 +165,7 @@ class _Planning:
                 try:
                     image_size(prepared.job.source.read(ref), settings.max_pixels)
                 except SampleError as error:
-                    self.rejects.setdefault(ref.key, str(error))
+                    self._reject(ref.key, str(error))
         self.looked = max(self.looked, looked)
 
 

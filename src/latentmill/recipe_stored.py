@@ -45,45 +45,43 @@ def resolved_settings(job: Job) -> dict[str, Any]:
 
 
 def recipe_of(chosen: Chosen, job: Job, root: Path | None) -> str:
-    """The recipe of one output alone, of all its variants, as it is stored with each. root: of the whole recipe."""
+    """The recipe of one output alone, of all its variants, as it is stored with each, from where that lies.
+
+    root: of the whole recipe.
+    """
     place = job.primary
     folder = place.path.parent if place.is_zip else place.path
-    base = folder if len(chosen.places) == 1 else chosen.settings.dest.parent
     alone = replace(chosen, name=chosen.kind.name)
-    return stored_toml([alone], folder, base, root, {alone.name: resolved_settings(job)})
+    return stored_toml([alone], folder, root, {alone.name: resolved_settings(job)})
 
 
 def stored_toml(
-    outputs: Sequence[Chosen],
-    folder: Path,
-    base: Path,
-    root: Path | None,
-    resolved: Mapping[str, Mapping[str, Any]],
+    outputs: Sequence[Chosen], folder: Path, root: Path | None, resolved: Mapping[str, Mapping[str, Any]]
 ) -> str:
-    """A recipe that lies in `folder`, with the settings that are not as by default.
+    """A recipe that lies in `folder`, its `dest`, with the settings that are not as by default.
 
-    base: its `dest`. root: what is moved together with the source, where that lies in it. resolved: by output.
+    root: what is moved together with the source, where that lies in it. resolved: by output.
     """
     unused = frozenset.intersection(*(each.kind.not_stored for each in outputs))
     source = _told(outputs[0].settings, SourceSettings.model_fields, _SLICES | unused, {})
     for name in _IN_SOURCE & source.keys():
         source[name] = _source_path(Path(source[name]), folder, root)
-    tables = {each.name: _table(each, base, resolved.get(each.name, {})) for each in outputs}
+    tables = {each.name: _table(each, folder, resolved.get(each.name, {})) for each in outputs}
     source = {SOURCE_NAMES.get(name, name): value for name, value in source.items()}
-    text = to_toml({"dest": os.path.relpath(base, folder), "source": source, "outputs": tables})
+    text = to_toml({"dest": ".", "source": source, "outputs": tables})
     as_bytes = text.encode("utf-8", "surrogateescape")
     as_utf8 = as_bytes.decode("utf-8", "replace")
     return text if as_utf8 == text else _NOT_UTF8 + as_utf8
 
 
-def _table(chosen: Chosen, base: Path, resolved: Mapping[str, Any]) -> dict[str, Any]:
+def _table(chosen: Chosen, folder: Path, resolved: Mapping[str, Any]) -> dict[str, Any]:
     kind, settings = chosen.kind, chosen.settings
     left_out = SourceSettings.model_fields.keys() | _NOT_STORED | kind.not_stored | {"dest"}
     told = _told(settings, kind.settings.model_fields, left_out, resolved)
     layout = {"layout": kind.layout} if kind.layout else {}
-    path = os.path.relpath(settings.dest, base)
+    path = os.path.relpath(settings.dest, folder)
     return {"kind": kind.name, **layout, "path": path} | {
-        name: os.path.relpath(value, base) if isinstance(value, Path) else value for name, value in told.items()
+        name: os.path.relpath(value, folder) if isinstance(value, Path) else value for name, value in told.items()
     }
 
 

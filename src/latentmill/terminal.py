@@ -183,9 +183,8 @@ class Display:
         elif now - self.printed > _PLAIN_SECONDS:
             self.printed = now
             left = (event.total - event.done) * (now - self.started) / max(event.done - self.first_done, 1)
-            out.print(
-                f"{self.command}: {event.done:,} of {event.total:,}, {rate}, {clock(left)} left {_rejects(event)}"
-            )
+            rejects = f", {_rejects(event)}" if event.rejected else ""
+            out.print(f"{self.command}: {event.done:,} of {event.total:,}, {rate}, {clock(left)} left{rejects}")
 
 
 def print_whole(table: Table) -> None:

@@ -31,7 +31,8 @@ from latentmill.worker import Output
 if TYPE_CHECKING:
     from latentmill.encoders.text import TextEncoderSpec, TextSpec
 
-_NPZ_OVERHEAD, _ROW_BYTES = 700, 600
+_NPZ_OVERHEAD, _ROW_BYTES = 500, 350
+_REPEATED = 0.01  # of a vector that is repeated, when it is deflated
 _PROBE_CAPTIONS = 8
 _CAPTIONS_AHEAD = 64
 
@@ -160,8 +161,8 @@ def text_bytes(chosen: CaptionSettings, spec: TextEncoderSpec, listing: Listing)
     """What will be stored, for a person, and in how many bytes, about."""
     refs = wanted_refs(listing)
     tokens = sum(ref.tokens for ref in refs)
-    positions = len(refs) * spec.max_length if chosen.pad else tokens
-    numbers = positions * spec.width * spec.has_features + len(refs) * (spec.pooled_width or 0)
+    padding = (len(refs) * spec.max_length - tokens) * _REPEATED if chosen.pad else 0.0
+    numbers = int(tokens + padding) * spec.width * spec.has_features + len(refs) * (spec.pooled_width or 0)
     distinct = len({ref.caption for ref in refs})
     what = f"{counted(len(refs), 'captions')} ({distinct:,} distinct) of {tokens / max(len(refs), 1):.1f} tokens"
     return what, numbers * 2 + len(refs) * (_NPZ_OVERHEAD + _ROW_BYTES)

@@ -15,11 +15,12 @@ from latentmill.config import (
     LatentSettings,
     OutputSettings,
     PixelSettings,
+    VariantSettings,
     VisionSettings,
 )
 from latentmill.errors import ConfigError
 from latentmill.plugins import FORMATS, choices, installed
-from latentmill.transforms.variant import variants
+from latentmill.transforms.variant import PLAIN, Variant, variants
 
 if TYPE_CHECKING:
     from latentmill.outcome import Tell
@@ -64,11 +65,21 @@ class Chosen:
     table: str
 
     @property
+    def variants(self) -> list[Variant]:
+        """The plain one first."""
+        settings = self.settings
+        return variants(settings.flip, settings.crops, 0) if isinstance(settings, VariantSettings) else [PLAIN]
+
+    @property
+    def names(self) -> list[str]:
+        """Of its jobs, one for each variant."""
+        return [self.name + variant.suffix for variant in self.variants]
+
+    @property
     def places(self) -> list[Path]:
         """Every folder and zip that it writes."""
         dests = [self.settings.dest, *(p for p in (getattr(self.settings, "pixels", None),) if p is not None)]
-        flip, crops = getattr(self.settings, "flip", "none"), getattr(self.settings, "crops", 1)
-        return [variant.beside(dest) for dest in dests for variant in variants(flip, crops, 0)]
+        return [variant.beside(dest) for dest in dests for variant in self.variants]
 
 
 _OF_CAPTIONS = frozenset({"caption_extension", "multi_line", "caption_columns", "missing_caption"})
