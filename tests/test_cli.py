@@ -135,10 +135,19 @@ def test_the_whole_way_in_zips(photos: Path, tmp_path: Path) -> None:
     verified = cli("verify", latents, "--images", images)
     assert verified.returncode == 0
     assert "sound" in verified.stdout
-    assert sorted(path.suffix for path in tmp_path.iterdir() if path.is_file()) == [".json", ".json", ".toml", ".toml", ".zip", ".zip"]
+    assert sorted(path.suffix for path in tmp_path.iterdir() if path.is_file()) == [
+        ".json",
+        ".json",
+        ".toml",
+        ".toml",
+        ".zip",
+        ".zip",
+    ]
 
 
-_FAULT = "import latentmill.api as api; api.convert_recipe = lambda *a, **k: 1 / 0; from latentmill.cli import main; main()"
+_FAULT = (
+    "import latentmill.api as api; api.convert_recipe = lambda *a, **k: 1 / 0; from latentmill.cli import main; main()"
+)
 
 
 def test_a_fault_of_ours_is_one_line_and_a_traceback_only_on_request(photos: Path, tmp_path: Path) -> None:

@@ -224,7 +224,7 @@ FlipOption = Annotated[
 ]
 Crops = Annotated[
     int,
-    typer.Option(metavar="N", help="Crops of every image: the transform's own, then drawn ones in DEST-crop1, …"),
+    typer.Option(metavar="N", help="Crops of every image: the transform's own, then others in DEST-crop1 and so on"),
 ]
 CropSeed = Annotated[int, typer.Option(metavar="N", help="Of the drawn crops' places.")]
 IndivisibleOption = Annotated[
