@@ -25,6 +25,7 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/text.py
+	$(BIN)/python benchmarks/recipe.py
 
 # constraints.txt pins the CPU build of PyTorch: an unpinned one brings gigabytes of CUDA
 $(READY): pyproject.toml constraints.txt

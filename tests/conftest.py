@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,3 +22,12 @@ def photos(tmp_path: Path) -> Path:
     folder = tmp_path / "photos"
     make_photos(folder, 12)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def torch_given_back() -> Iterator[None]:
+    """PyTorch's settings, which are the whole process's, as they were before a test that opened an encoder."""
+    yield
+    device = sys.modules.get("latentmill.encoders.device")
+    if device is not None:
+        device.restore_torch()

@@ -195,7 +195,8 @@ def test_models_lists_them_with_their_figures() -> None:
     for name, entry in MODELS.items():
         (line,) = [line for line in shown.stdout.splitlines() if line.startswith(f"{name} ")]
         assert entry.repository in line
-        assert f"{entry.scaling_factor:g}" in line
+        told = f"scale {entry.scaling_factor:g}" if entry.normalization == "scale-shift" else entry.normalization
+        assert told in line
     assert re.search(r"^mini .*testing only", shown.stdout, re.M)
 
 

@@ -43,13 +43,7 @@ from latentmill.live import Live, unbroken
 from latentmill.manifest import Kept, Plan, current_plan
 from latentmill.matching import RETRIED, Matcher, Same, match_by_digest, match_by_key, still_there
 from latentmill.outcome import Event, Result
-from latentmill.planning import (
-    Changes,
-    ShardSize,
-    Update,
-    listing_digest,
-    write_plan,
-)
+from latentmill.planning import Changes, ShardSize, Update, listing_digest, write_plan
 from latentmill.records import Listing, Outcome, SampleRef
 from latentmill.shift import SHIFTED, SHIFTING, shift
 from latentmill.stages import Batching, EncoderSpec, Load, Source

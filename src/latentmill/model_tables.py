@@ -10,7 +10,7 @@ from latentmill.encoders.text_models import resolve_text
 from latentmill.registry import MINI, MODELS, TEXT_MODELS, TEXT_SETS, VISION_MODELS, ModelEntry
 from latentmill.terminal import out
 
-_WIDTH = 130
+_WIDTH = 120
 
 
 def print_models() -> None:
@@ -28,8 +28,9 @@ def print_models() -> None:
 
 def _table(*headings: str) -> Table:
     table = Table(box=None, pad_edge=False)
-    for heading in headings:
+    for heading in headings[:-1]:
         table.add_column(heading, no_wrap=True)
+    table.add_column(headings[-1])  # which takes what room is left
     return table
 
 
@@ -37,7 +38,7 @@ def _vaes() -> Table:
     table = _table("VAE", "repository", "channels", "factor", "normalisation", "used by")
     for entry in MODELS.values():
         channels, factor = str(entry.latent_channels), str(entry.downscale_factor)
-        note = entry.note if entry.posterior else f"{entry.note}; no posterior: --store mean"
+        note = entry.note if entry.posterior else f"{entry.note}; --store mean"
         table.add_row(entry.name, entry.repository, channels, factor, _normalisation(entry), note)
     mini = resolve(MINI).info
     scale = f"scale {mini.scaling_factor:g}"

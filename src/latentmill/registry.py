@@ -99,7 +99,7 @@ MODELS: dict[str, ModelEntry] = {
         ),
         ModelEntry("flux.1", "black-forest-labs/FLUX.1-dev", 16, 8, 0.3611, 0.1159, "FLUX.1; gated", "vae"),
         ModelEntry(
-            *("flux.2", "black-forest-labs/FLUX.2-dev", 32, 8, 1, None, "FLUX.2; gated; by batch norm"),
+            *("flux.2", "black-forest-labs/FLUX.2-dev", 32, 8, 1, None, "FLUX.2; gated"),
             *("vae", "batch-norm"),
             patch=2,
         ),
@@ -111,9 +111,9 @@ MODELS: dict[str, ModelEntry] = {
         ModelEntry("taesdxl", "madebyollin/taesdxl", 4, 8, 1, 0, "previews of SDXL latents, scaled", posterior=False),
         ModelEntry("taesd3", "madebyollin/taesd3", 16, 8, 1, 0, "previews of SD3 latents, scaled", posterior=False),
         ModelEntry("taef1", "madebyollin/taef1", 16, 8, 1, 0, "previews of FLUX.1 latents, scaled", posterior=False),
-        ModelEntry("qwen-image", "Qwen/Qwen-Image", 16, 8, 1, None, "Qwen-Image; by channel", "vae", "per-channel"),
+        ModelEntry("qwen-image", "Qwen/Qwen-Image", 16, 8, 1, None, "Qwen-Image", "vae", "per-channel"),
         ModelEntry(
-            *("wan2.1", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", 16, 8, 1, None, "Wan 2.1, one frame; by channel"),
+            *("wan2.1", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", 16, 8, 1, None, "Wan 2.1, one frame"),
             *("vae", "per-channel"),
         ),
     )
