@@ -193,7 +193,7 @@ def test_models_lists_them_with_their_figures() -> None:
     shown = cli("models", COLUMNS="160", NO_COLOR="1")
     assert shown.returncode == 0, shown.stderr
     for name, entry in MODELS.items():
-        (line,) = [line for line in shown.stdout.splitlines() if line.startswith(f"{name} ")]
+        line = next(line for line in shown.stdout.splitlines() if line.startswith(f"{name} "))
         assert entry.repository in line
         told = f"scale {entry.scaling_factor:g}" if entry.normalization == "scale-shift" else entry.normalization
         assert told in line

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from latentmill.batching import ByBucket, ByCount
 from latentmill.config import (
@@ -28,9 +28,6 @@ from latentmill.recipe import Recipe
 from latentmill.sources.images import LatentSource
 from latentmill.system import usable_cores
 from latentmill.worker import Output
-
-if TYPE_CHECKING:
-    pass
 
 _SHARED = SourceSettings.model_fields.keys() | RunSettings.model_fields.keys()
 

@@ -15,15 +15,17 @@ from latentmill.errors import ConfigError
 from latentmill.registry import TEXT_SETS
 
 Parts = dict[str, torch.Tensor]
+CHOSEN = "caption"  # the name of one that was chosen by weights
 
 
 def assemble(
-    name: str, batch: Mapping[str, Any], caption: str = "caption", max_length: int | None = None
+    name: str, batch: Mapping[str, Any], caption: str = CHOSEN, max_length: int | None = None
 ) -> dict[str, torch.Tensor | None]:
     """What the pipeline of a set of text encoders (`registry.TEXT_SETS`) takes, by the names of its arguments.
 
     batch: of `collate`, whose `text_features`, `text_mask` and `text_pooled` hold a caption's by each encoder of the
-    set (`prompt/clip-l`; of a set of one also `prompt`). caption: which; `caption` is the one chosen by weights.
+    set (`prompt/clip-l`; of a set of one also `prompt`). caption: which; by default the
+    one chosen by weights, or the only one.
     `prompt_embeds` (N, L, D) always; `pooled_prompt_embeds` (N, P) for sd3 and flux.1; `text_ids` for flux.1 (L, 3) and
     flux.2-klein (N, L, 4); `prompt_attention_mask` (N, L) for pixart-sigma and sana; `prompt_embeds_mask` (N, L) for
     qwen-image, None where nothing is padding.
@@ -44,8 +46,11 @@ def assemble(
 
 
 def _parts(name: str, found: Mapping[str, torch.Tensor], caption: str) -> Parts:
-    """By the encoder's name in the set; those that are there."""
+    """By the encoder's name in the set; those that are there. Of a batch with one caption, that one will do."""
     members = [member.name for member in TEXT_SETS[name]]
+    captions = {key.partition("/")[0] for key in found}
+    if caption == CHOSEN and len(captions) == 1:
+        (caption,) = captions
     parts = {member: found[f"{caption}/{member}"] for member in members if f"{caption}/{member}" in found}
     return parts or ({members[0]: found[caption]} if len(members) == 1 and caption in found else {})
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -63,9 +63,6 @@ from latentmill.options import (
     Vae,
 )
 from latentmill.terminal import Display, counted, err, out, print_buckets, shown
-
-if TYPE_CHECKING:
-    pass
 
 
 def register(app: typer.Typer) -> None:

@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-from rich.console import Console
 from rich.table import Table
 
 from latentmill.encoders.models import resolve
 from latentmill.encoders.text_models import resolve_text
 from latentmill.registry import MINI, MODELS, TEXT_MODELS, TEXT_SETS, VISION_MODELS, ModelEntry
-from latentmill.terminal import out
-
-_WIDTH = 120
+from latentmill.terminal import out, print_whole
 
 
 def print_models() -> None:
     """Tables of VAEs, text encoders, sets of text encoders, and vision encoders."""
-    wide = out if out.width >= _WIDTH else Console(width=_WIDTH, highlight=False)
     for table, line in (
         (_vaes(), "Any other model of a class that diffusers has and these tell: --vae owner/name, or a folder."),
         (_texts(), "Any other T5, UMT5, CLIP, Gemma or Qwen: --text-encoder owner/name, or a folder."),
         (_sets(), "A set is the model of a recipe's text output, and becomes one for each of its encoders."),
         (_vision(), 'Any other DINOv2, DINOv3, CLIP or SigLIP: model = "owner/name" in a recipe, or a folder.'),
     ):
-        wide.print(table)
+        print_whole(table)
         out.print(f"\n{line}\n")
 
 
 def _table(*headings: str) -> Table:
     table = Table(box=None, pad_edge=False)
-    for heading in headings[:-1]:
+    for heading in headings:
         table.add_column(heading, no_wrap=True)
-    table.add_column(headings[-1])  # which takes what room is left
     return table
 
 

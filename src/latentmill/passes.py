@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from latentmill.batching import ByCount
 from latentmill.config import LOCAL
+from latentmill.destination import stored_fingerprint
 from latentmill.errors import LatentmillError, TooManyFailuresError
 from latentmill.files import counted
 from latentmill.job import Begun, Job
@@ -55,6 +56,7 @@ def run_pass(jobs: Sequence[Prepared], then: Callable[[], None] | None = None) -
     for each in jobs:
         _announce(each)
     _align([each.job for each in jobs])
+    _share_time([each.job for each in jobs])
     with ExitStack() as held:
         held.enter_context(torch_given_back())
         held.callback(close_models, [each.job for each in jobs])
@@ -96,6 +98,29 @@ def _align(jobs: Sequence[Job]) -> None:
 
     for job in jobs:
         job.workers, job.batch_size, job.batching, job.measure = workers, size, ByCount(size), measured
+
+
+def _share_time(jobs: Sequence[Job]) -> None:
+    """Let shards be as long as the pass takes for them, of which each job is a part: a kill costs no more than alone.
+
+    What is there already may have nothing left to do, and is not measured for the others.
+    """
+    if len(jobs) < 2 or all(job.workers > 1 for job in jobs):
+        return
+    own = [job.measure for job in jobs]
+    new = [number for number, job in enumerate(jobs) if job.overwrite or not stored_fingerprint(job.primary)]
+    seconds: dict[int, float] = {}
+
+    def of(number: int, refs: list[SampleRef]) -> float:
+        if number not in seconds:
+            seconds[number] = own[number](jobs[number].encoder, refs)
+        return seconds[number]
+
+    def measured(number: int) -> Callable[[EncoderSpec | None, list[SampleRef]], float]:
+        return lambda encoder, refs: sum(of(each, refs) for each in sorted({number, *new}))
+
+    for number, job in enumerate(jobs):
+        job.measure = measured(number)
 
 
 def _all_begun(jobs: Sequence[Prepared], held: ExitStack) -> dict[int, Begun | LatentmillError]:

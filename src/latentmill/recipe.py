@@ -125,20 +125,27 @@ class Recipe:
         source = {own.get(name, name): value for name, value in source.items()}
         for name in ("source", "images"):
             if source.get(name) is not None:
-                source[name] = self._located(source[name], ("source", SOURCE_NAMES.get(name, name)), self.folder)
+                source[name] = self._located(source[name], ("source", SOURCE_NAMES.get(name, name)))
         return source
 
-    def _located(self, path: Any, keys: Keys, folder: Path) -> Path:
-        """A path of the file is relative to a folder; one of `--set`, to the working directory."""
+    def _located(self, path: Any, keys: Keys) -> Path:
+        """A path of the file is relative to its folder; one of `--set`, to the working directory."""
+        found = self._path(path, keys)
+        return found if self.file.is_told(keys) else _short(self.folder / found)
+
+    def _within(self, path: Any, keys: Keys) -> Path:
+        """An output's place is relative to `dest`, wherever it is told."""
+        return _short(self.root / self._path(path, keys))
+
+    def _path(self, path: Any, keys: Keys) -> Path:
         if not isinstance(path, str | Path) or "\0" in str(path):
             raise ConfigError(f"{self.file.place(keys)}{'.'.join(keys)} must be a path, as text. Found: {path!r}")
-        found = Path(os.path.expanduser(path))  # noqa: PTH111 - which leaves a user that it does not know
-        return found if self.file.is_told(keys) else _short(folder / found)
+        return Path(os.path.expanduser(path))  # noqa: PTH111 - which leaves a user that it does not know
 
     @property
     def root(self) -> Path:
         """The folder of the outputs' folders."""
-        return self._located(self.dest, ("dest",), self.folder)
+        return self._located(self.dest, ("dest",))
 
     def _model(self, name: Any, keys: Keys) -> Any:
         """A model's folder is relative to the file, as other paths; other names are as they are."""
@@ -157,9 +164,9 @@ class Recipe:
             raise ConfigError(f"{self.file.place((*keys, 'kind'))}outputs.{name}: {error}") from error
         fields = kind.settings.model_fields.keys() - SourceSettings.model_fields.keys() - {"dest"} | {"path"}
         self._check_names(own, keys, fields, f"outputs.{name} ({kind.told})")
-        own["dest"] = self._located(own.pop("path"), (*keys, "path"), self.root) if "path" in own else self.root / name
+        own["dest"] = self._within(own.pop("path", name), (*keys, "path"))
         if own.get("pixels") is not None:
-            own["pixels"] = self._located(own["pixels"], (*keys, "pixels"), self.root)
+            own["pixels"] = self._within(own["pixels"], (*keys, "pixels"))
         defaults = {key: value for key, value in self.defaults.items() if key in kind.settings.model_fields}
         values = {**source, **self.run_settings, **defaults, **own}
         for setting in ("model", "repository"):

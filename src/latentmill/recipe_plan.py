@@ -26,6 +26,7 @@ from latentmill.recipe import Recipe
 from latentmill.recipe_known import known_without_model
 from latentmill.recipe_stored import resolved_settings
 from latentmill.records import Listing, SampleRef
+from latentmill.transforms.bucket import BucketTable
 from latentmill.transforms.bucket_report import BucketReport
 from latentmill.transforms.variant import Variant
 
@@ -111,7 +112,8 @@ class _Planning:
 
         try:
             jobs = chosen.kind.prepare()(chosen.settings, self.shared, self.recipe.worded(tell))
-            a_unit = _seconds_a_unit(jobs[0])
+            left = any(_standing(job.job, job.listing).left for job in jobs)
+            a_unit = _seconds_a_unit(jobs[0]) if left else 0.0
         except ModelError as error:
             self._add_without_model(chosen, self.recipe.told_of(chosen, error), tell)
             return
@@ -119,7 +121,7 @@ class _Planning:
         for number, job in enumerate(jobs):
             self.outputs.append(_planned(chosen, job, a_unit, () if number else tuple(told)))
         listing = jobs[0].listing
-        self._look_at(chosen, listing)
+        self._look_at(chosen, listing, getattr(jobs[0].job.load, "table", None))
         if chosen.kind is not TEXT and self.reading is None:
             self._read_some(jobs[0], chosen.settings)
 
@@ -136,7 +138,8 @@ class _Planning:
             )  # fmt: skip
         self._look_at(chosen, known.listing)
 
-    def _look_at(self, chosen: Chosen, listing: Listing) -> None:
+    def _look_at(self, chosen: Chosen, listing: Listing, table: BucketTable | None = None) -> None:
+        """table: of the job; without one, as the settings alone tell it."""
         self.warnings |= dict.fromkeys(listing.warnings)
         for ref in listing.refs():
             if ref.fault:
@@ -145,7 +148,7 @@ class _Planning:
             self.images = max(self.images, listing.count)
         if isinstance(chosen.settings, BucketSettings):
             self.looked = listing.count
-            table = bucket_table(chosen.settings, listing, {})
+            table = table or bucket_table(chosen.settings, listing, {})
             self.buckets[chosen.name] = bucket_report(table, fit_of(chosen.settings), listing)
 
     def _reject(self, key: str, reason: str) -> None:

@@ -67,7 +67,9 @@ def _prepared(chosen: BucketSettings, variant: Variant, shared: Shared, tell: Te
     images, listing = shared.keyed_images(chosen)
     table = bucket_table(chosen, listing, made_with)
     threads = chosen.threads or stored_int(made_with, "threads") or usable_cores()
-    spec, info = _vae(chosen, threads)
+    told = (chosen.model, chosen.revision, chosen.subfolder, chosen.device, chosen.dtype, chosen.pixel_range)
+    key = ("buckets", *told, chosen.store, chosen.seed, chosen.save_dtype, threads, chosen.tiling)
+    spec, info = shared.once(key, lambda: _vae(chosen, threads))
     spec = shared.one(spec)
     load = _bucket_load(chosen, divided_table(table, info, chosen.indivisible), variant)
     _tell_buckets(load.table, load.fit, listing, tell)
@@ -88,7 +90,7 @@ def _prepared(chosen: BucketSettings, variant: Variant, shared: Shared, tell: Te
         load_threads=_load_threads(chosen, listing),
         workers=1,
         max_failures=chosen.max_failures,
-        measure=lambda encoder, refs: seconds_an_image(spec, (chosen.resolution, chosen.resolution)),
+        measure=lambda encoder, refs: seconds_an_image(spec, max(bucket.size for bucket in load.table.buckets)),
         check=chosen.check,
         overwrite=chosen.overwrite,
         patient=chosen.wait,
@@ -272,6 +274,7 @@ def _fingerprint(
         "tiling": chosen.tiling,
         "pillow": series("pillow"),
         **load.variant.fingerprint(),
+        **({"indivisible": chosen.indivisible} if chosen.indivisible != "refuse" else {}),
         **({"store": chosen.store} if chosen.store != "moments" else {}),
         **({"seed": chosen.seed} if chosen.store == "sample" else {}),
         **{name: series(name) for name in ("torch", "diffusers") if info.class_name != FAKE},

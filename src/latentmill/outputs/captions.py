@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latentmill.batching import ByTokens
 from latentmill.config import CaptionSettings
 from latentmill.destination import stored_fingerprint
-from latentmill.errors import ModelError, SampleError, SettingsChangedError, SourceError
+from latentmill.errors import ConfigError, ModelError, SampleError, SettingsChangedError, SourceError
 from latentmill.estimate import announce_output
 from latentmill.files import counted, printable
 from latentmill.finish import Description
@@ -24,6 +25,7 @@ from latentmill.outputs.common import feature_folder, series, stored_int, stored
 from latentmill.outputs.shared import Shared
 from latentmill.passes import Prepared
 from latentmill.records import Listing, Sample, SampleRef
+from latentmill.registry import TEXT_MODELS, TEXT_SETS
 from latentmill.sources.features import Captions
 from latentmill.system import usable_cores
 from latentmill.worker import Output
@@ -46,7 +48,9 @@ def prepare_captions(chosen: CaptionSettings, shared: Shared, tell: Tell) -> lis
     reader = _reader(chosen, stored_reader(made_with), keys, place.path)
     check_names(keys, reader, ".npz")
     threads = chosen.threads or stored_int(made_with, "threads") or usable_cores()
-    spec = shared.one(_encoder(chosen, threads))
+    told = (chosen.model, chosen.member, chosen.repository, chosen.revision, chosen.max_length, repr(chosen.encoding))
+    key = ("text", *told, chosen.device, chosen.dtype, threads)
+    spec = shared.one(shared.once(key, lambda: _encoder(chosen, threads)))
     captions = Captions(found, chosen.label, chosen.missing_caption, spec.lengths, chosen.start_index, chosen.rows_end)
     listing = captions.listing()
     tell_missing(listing, chosen, tell)
@@ -78,8 +82,15 @@ def prepare_captions(chosen: CaptionSettings, shared: Shared, tell: Tell) -> lis
 def _encoder(chosen: CaptionSettings, threads: int) -> TextSpec:
     from latentmill.encoders.text import text_spec
 
+    name = chosen.model if chosen.member is None else chosen.member
+    if chosen.repository is not None and name not in TEXT_MODELS:
+        close = get_close_matches(name, [*TEXT_MODELS, *TEXT_SETS], 1)
+        raise ConfigError(
+            f"model must be a short name where a repository is given, which stands for how that is used: see "
+            f"`latentmill models`.{f' Did you mean {close[0]}?' if close else ''} Found: {name!r}"
+        )
     return text_spec(
-        chosen.model if chosen.member is None else chosen.member,
+        name,
         source=chosen.repository,
         revision=chosen.revision,
         max_length=chosen.max_length,
@@ -123,6 +134,7 @@ def _description(chosen: CaptionSettings, spec: TextSpec, layout: PixArtText) ->
             "torch": series("torch"),
             "transformers": series("transformers"),
             **{f"encoding_{name}": value for name, value in spec.described().items()},
+            **({"encoder": chosen.encoder} if chosen.encoder else {}),
         },
         text=TextInfo(
             label=chosen.label,

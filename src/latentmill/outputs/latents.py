@@ -55,7 +55,9 @@ def _prepared(chosen: LatentSettings, variant: Variant, shared: Shared, tell: Te
     made_with = begun_with(chosen, place, container(chosen.dest))
     batch_size = chosen.batch_size or stored_int(made_with, "batch_size") or DEFAULT_BATCH
     threads = chosen.threads or stored_int(made_with, "threads") or usable_cores()
-    spec, info = _encoder(chosen, threads)
+    told = (chosen.model, chosen.revision, chosen.subfolder, chosen.device, chosen.dtype, chosen.pixel_range)
+    key = ("latents", *told, chosen.store, chosen.seed, chosen.save_dtype, threads)
+    spec, info = shared.once(key, lambda: _encoder(chosen, threads))
     spec = shared.one(spec)
     encoded_size = divided(size, info, chosen.indivisible)
     if chosen.pixels is not None and encoded_size != size:

@@ -27,7 +27,8 @@ class Shared:
         self._made: dict[tuple[Any, ...], Any] = {}
         self._specs: list[Any] = []
 
-    def _once(self, key: tuple[Any, ...], make: Callable[[], Made]) -> Made:
+    def once(self, key: tuple[Any, ...], make: Callable[[], Made]) -> Made:
+        """What is made, or was made before for this key: the weights of a model are read for their digest."""
         if key not in self._made:
             self._made[key] = make()
         found: Made = self._made[key]
@@ -57,7 +58,7 @@ class Shared:
             images = ImageSource(path, numbering=numbering)
             return images, images.listing(chosen.max_images)
 
-        return self._once(("numbered", path, numbering, chosen.max_images), listed)
+        return self.once(("numbered", path, numbering, chosen.max_images), listed)
 
     def _of_package(self, chosen: SourceSettings) -> tuple[Source, Listing]:
         def listed() -> tuple[ListedSource, Listing]:
@@ -68,7 +69,7 @@ class Shared:
             return images, listing
 
         key = (chosen.source_kind, chosen.source, repr(chosen.source_options), chosen.max_images)
-        return self._once(("of a package", *key), listed)
+        return self.once(("of a package", *key), listed)
 
     def captioned(self, chosen: SourceSettings, *, of_images: bool) -> CaptionedSet:
         """What the source holds of images, or of captions. Raises SourceError, ConfigError."""
@@ -79,7 +80,7 @@ class Shared:
             )
         columns = chosen.caption_columns
         key = (chosen.source, chosen.images, chosen.path_column, chosen.caption_extension, chosen.multi_line)
-        return self._once(
+        return self.once(
             ("captioned", of_images, *key, repr(columns)),
             lambda: captioned(
                 chosen.source,
@@ -102,7 +103,7 @@ class Shared:
             images = FeatureImages(found, *limits)
             return images, images.listing()
 
-        return self._once(("keyed", *limits, found.path, found.images), listed)
+        return self.once(("keyed", *limits, found.path, found.images), listed)
 
 
 def _check_order(listing: Listing, told: str) -> None:

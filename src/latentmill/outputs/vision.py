@@ -50,7 +50,9 @@ def _prepared(chosen: VisionSettings, variant: Variant, shared: Shared, tell: Te
     made_with = begun_with(chosen, place, container(chosen.dest))
     batch_size = chosen.batch_size or stored_int(made_with, "batch_size") or DEFAULT_BATCH
     threads = chosen.threads or stored_int(made_with, "threads") or usable_cores()
-    spec, model = _encoder(chosen, threads)
+    told = (chosen.model, chosen.revision, chosen.subfolder, chosen.device, chosen.dtype)
+    key = ("vision", *told, chosen.tokens, chosen.input, chosen.save_dtype, threads)
+    spec, model = shared.once(key, lambda: _encoder(chosen, threads))
     spec = shared.one(spec)
     size = _size(chosen, spec, images, listing)
     info = vision_info(spec, None if size is None else size[::-1])
