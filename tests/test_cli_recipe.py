@@ -101,8 +101,8 @@ def test_settings_are_given_over_the_files(here: Path) -> None:
          "error: --set source.path=no: source.path does not exist: no\n"),
         (("run", "recipe.toml", "--set", "outputs.sd.model=sd-vae"),
          "error: --set outputs.sd.model=sd-vae: outputs.sd: no model is called 'sd-vae', and no folder is there. "),
-        (("run", "recipe.toml", "--set", "outputs.sd.path=out/images/x"),
-         "error: --set outputs.sd.path=out/images/x: outputs.sd and outputs.images must not be the same place or "
+        (("run", "recipe.toml", "--set", "outputs.sd.path=images/x"),
+         "error: --set outputs.sd.path=images/x: outputs.sd and outputs.images must not be the same place or "
          "inside each other. Found: out/images/x and out/images\n"),
     ],
 )  # fmt: skip

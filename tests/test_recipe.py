@@ -273,13 +273,13 @@ def test_paths_of_the_file_are_relative_to_it_and_those_of_set_to_the_working_di
     shutil.move("recipe.toml", "sub/r.toml")
     one = Recipe.read("sub/r.toml", ["outputs.sd.pixels=px", "outputs.sd.transform=center-crop"]).chosen()[1].settings
     assert isinstance(one, LatentSettings)
-    assert (one.source, one.dest, one.pixels) == (Path("sub/photos"), Path("sub/out/sd"), Path("px"))
+    assert (one.source, one.dest, one.pixels) == (Path("sub/photos"), Path("sub/out/sd"), Path("sub/out/px"))
     two = Recipe.read("sub/r.toml", ["source.path=p", "dest=d", "outputs.images.path=i"]).chosen()
-    assert [each.settings.dest for each in two] == [Path("i"), Path("d/sd")]
+    assert [each.settings.dest for each in two] == [Path("d/i"), Path("d/sd")]
     assert two[0].settings.source == Path("p")
     assert Recipe.read("sub/r.toml", ["source=p"]).chosen()[0].settings.source == Path("p")
     table = 'outputs.images={kind = "pixels", path = "i", resolution = "8x8"}'
-    assert Recipe.read("sub/r.toml", [table]).chosen()[0].settings.dest == Path("i")
+    assert Recipe.read("sub/r.toml", [table]).chosen()[0].settings.dest == Path("sub/out/i")
 
 
 def test_home_and_absolute_paths_are_taken(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
