@@ -27,9 +27,9 @@ from latentmill.outputs.common import (
     model_line,
     seconds_an_image,
     series,
+    shared_vae,
     stored_int,
     stored_reader,
-    vae_spec,
     wanted_refs,
 )
 from latentmill.outputs.shared import Shared
@@ -67,10 +67,7 @@ def _prepared(chosen: BucketSettings, variant: Variant, shared: Shared, tell: Te
     images, listing = shared.keyed_images(chosen)
     table = bucket_table(chosen, listing, made_with)
     threads = chosen.threads or stored_int(made_with, "threads") or usable_cores()
-    told = (chosen.model, chosen.revision, chosen.subfolder, chosen.device, chosen.dtype, chosen.pixel_range)
-    key = ("buckets", *told, chosen.store, chosen.seed, chosen.save_dtype, threads, chosen.tiling)
-    spec, info = shared.once(key, lambda: _vae(chosen, threads))
-    spec = shared.one(spec)
+    spec, info = shared_vae(chosen, shared, threads)
     load = _bucket_load(chosen, divided_table(table, info, chosen.indivisible), variant)
     _tell_buckets(load.table, load.fit, listing, tell)
     batch_size = _batch_size(chosen, made_with, spec, load.table, tell)
@@ -133,22 +130,6 @@ def _load_threads(chosen: BucketSettings, listing: Listing) -> int:
     largest = max((ref.size[0] * ref.size[1] for ref in listing.refs() if ref.size), default=1)
     room = (available_memory() or math.inf) * _LOADING_SHARE / (largest * DECODE_COPIES)
     return max(1, min(usable_cores(), int(min(room, _MAX_THREADS))))
-
-
-def _vae(chosen: BucketSettings, threads: int) -> tuple[EncoderSpec, ModelInfo]:
-    return vae_spec(
-        chosen.model,
-        chosen.revision,
-        chosen.subfolder,
-        device=chosen.device,
-        dtype=chosen.dtype,
-        pixel_range=chosen.pixel_range,
-        save_dtype=chosen.save_dtype,
-        threads=threads,
-        store=chosen.store,
-        seed=chosen.seed,
-        tiling=chosen.tiling,
-    )
 
 
 def _description(

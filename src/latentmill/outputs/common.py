@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from latentmill.config import OutputSettings
+from latentmill.config import BucketSettings, LatentSettings, OutputSettings
 from latentmill.destination import stored_fingerprint
 from latentmill.errors import ConfigError, DestinationError, ModelError, SampleError
 from latentmill.formats.containers import Container, FolderContainer, container
 from latentmill.formats.metadata import ModelInfo, Value
 from latentmill.formats.pixart import ReaderKind
+from latentmill.outputs.shared import Shared
 from latentmill.plugins import ENCODERS, EncoderRequest, MakeEncoder, choices, installed, load, origin
 from latentmill.records import Listing, Sample, SampleRef
 from latentmill.registry import FAKE, MINI, MODELS
@@ -137,6 +138,16 @@ def vae_spec(
     check_statistic(model.info, store)
     spec = VaeSpec(model, choose_device(device), dtype, pixel_range, store, seed, save_dtype, threads, tiling)
     return spec, model.info
+
+
+def shared_vae(chosen: LatentSettings | BucketSettings, shared: Shared, threads: int) -> tuple[EncoderSpec, ModelInfo]:
+    """The VAE of an output, found once for all outputs that use it alike. Raises ModelError, ConfigError."""
+    told = {
+        name: getattr(chosen, name) for name in ("device", "dtype", "pixel_range", "save_dtype", "store", "seed")
+    } | {"threads": threads, "tiling": getattr(chosen, "tiling", "auto")}
+    key = ("vae", chosen.model, chosen.revision, chosen.subfolder, *told.values())
+    spec, info = shared.once(key, lambda: vae_spec(chosen.model, chosen.revision, chosen.subfolder, **told))
+    return shared.one(spec), info
 
 
 def _check_name(name: str) -> None:

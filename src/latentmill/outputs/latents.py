@@ -22,8 +22,8 @@ from latentmill.outputs.common import (
     model_line,
     seconds_an_image,
     series,
+    shared_vae,
     stored_int,
-    vae_spec,
 )
 from latentmill.outputs.pixels import check_square, image_load, pixel_fingerprint, result_size
 from latentmill.outputs.shared import Shared
@@ -55,10 +55,7 @@ def _prepared(chosen: LatentSettings, variant: Variant, shared: Shared, tell: Te
     made_with = begun_with(chosen, place, container(chosen.dest))
     batch_size = chosen.batch_size or stored_int(made_with, "batch_size") or DEFAULT_BATCH
     threads = chosen.threads or stored_int(made_with, "threads") or usable_cores()
-    told = (chosen.model, chosen.revision, chosen.subfolder, chosen.device, chosen.dtype, chosen.pixel_range)
-    key = ("latents", *told, chosen.store, chosen.seed, chosen.save_dtype, threads)
-    spec, info = shared.once(key, lambda: _encoder(chosen, threads))
-    spec = shared.one(spec)
+    spec, info = shared_vae(chosen, shared, threads)
     encoded_size = divided(size, info, chosen.indivisible)
     if chosen.pixels is not None and encoded_size != size:
         raise ConfigError(
@@ -97,21 +94,6 @@ def _prepared(chosen: LatentSettings, variant: Variant, shared: Shared, tell: Te
         tell=tell,
     )
     return Prepared(job, listing, estimate.output_bytes)
-
-
-def _encoder(chosen: LatentSettings, threads: int) -> tuple[EncoderSpec, ModelInfo]:
-    return vae_spec(
-        chosen.model,
-        chosen.revision,
-        chosen.subfolder,
-        device=chosen.device,
-        dtype=chosen.dtype,
-        pixel_range=chosen.pixel_range,
-        store=chosen.store,
-        seed=chosen.seed,
-        save_dtype=chosen.save_dtype,
-        threads=threads,
-    )
 
 
 def latent_info(
