@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from latentmill import api
-from latentmill.config import DecodeSettings, FailureLimit, LatentSettings, PixelSettings, validated
+from latentmill.config import DecodeSettings, LatentSettings, PixelSettings, validated
+from latentmill.config_types import FailureLimit
 from latentmill.errors import ConfigError
 from support import cli
 

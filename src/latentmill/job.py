@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 
-from latentmill.config import FailureLimit
+from latentmill.config_types import FailureLimit
 from latentmill.destination import (
     being_cleared,
     clear,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 
-from latentmill.config import FailureLimit
+from latentmill.config_types import FailureLimit
 from latentmill.errors import TooManyFailuresError
 from latentmill.manifest import Plan
 from latentmill.outcome import Event, Tell

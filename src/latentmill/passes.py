@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from latentmill.batching import ByCount
-from latentmill.config import LOCAL
+from latentmill.config_types import LOCAL
 from latentmill.destination import stored_fingerprint
 from latentmill.errors import LatentmillError, TooManyFailuresError
 from latentmill.files import counted

@@ -22,7 +22,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from latentmill.config import FILES, OutputSettings, RunSettings, SourceSettings, validated, validated_in
+from latentmill.config import OutputSettings, RunSettings, SourceSettings, validated, validated_in
+from latentmill.config_types import FILES
 from latentmill.errors import ConfigError, LatentmillError, ModelError, SourceError
 from latentmill.files import printable, replace_text
 from latentmill.formats.metadata import RECIPE_TOML

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from latentmill.batching import ByCount
-from latentmill.config import BUILT_IN_TRANSFORMS, CropSettings, PixelSettings
+from latentmill.config import CropSettings, PixelSettings
+from latentmill.config_types import BUILT_IN_TRANSFORMS
 from latentmill.decoding import image_size
 from latentmill.errors import ConfigError, SampleError, SourceError
 from latentmill.estimate import Estimate, fitted, probe_sizes

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from latentmill.config import FILES, SourceSettings
+from latentmill.config import SourceSettings
+from latentmill.config_types import FILES
 from latentmill.errors import ConfigError, SourceError
 from latentmill.plugins import SOURCES, ListedSource, MakeSource, load, origin
 from latentmill.records import Listing, SampleRef
