@@ -21,14 +21,13 @@ lint: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/mypy
 
-# The measurements in docs/performance.md; minutes, and a quiet machine
+# Everything that docs/performance.md tells, to benchmarks/results.md: about 20 minutes, and a quiet machine.
+# make bench BENCH="--quick" takes two minutes; other arguments: benchmarks/run.py --help
 bench: $(READY)
-	$(BIN)/python benchmarks/speed.py
-	$(BIN)/python benchmarks/text.py
-	$(BIN)/python benchmarks/recipe.py
+	$(BIN)/python benchmarks/run.py $(BENCH)
 
 # constraints.txt pins the CPU build of PyTorch: an unpinned one brings gigabytes of CUDA
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml setup.py constraints.txt $(wildcard native/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'

@@ -5,14 +5,22 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 _SOURCE = Path(__file__).resolve().parents[1] / "src" / "latentmill" / "assets" / "photos"
+_GRAIN = 6.0  # levels of deviation: a scaled photo is smoother than one of that size, and easier to decode
 
 
-def make_photos(folder: Path, count: int, size: tuple[int, int] = (500, 375), classes: int = 10) -> None:
-    """Write `count` JPEGs (quality 90, 4:2:0) into class folders; sizes vary by a tenth, as in ImageNet's midst."""
+def make_photos(
+    folder: Path, count: int, size: tuple[int, int] = (500, 375), classes: int = 10, grain: bool = False
+) -> None:
+    """Write `count` JPEGs (quality 90, 4:2:0) into class folders; sizes vary by a tenth, as in ImageNet's midst.
+
+    grain: add noise to the scaled photos, as a camera does.
+    """
     pick = random.Random(0)
+    noise = np.random.default_rng(0)
     sources = [Image.open(path).convert("RGB") for path in sorted(_SOURCE.rglob("*.jpg"))]
     for number in range(count):
         path = folder / f"class{number % classes:02d}" / f"photo{number:06d}.jpg"
@@ -23,4 +31,10 @@ def make_photos(folder: Path, count: int, size: tuple[int, int] = (500, 375), cl
         left, top = pick.randint(0, source.width - width), pick.randint(0, source.height - height)
         wide = (round(size[0] * pick.uniform(0.9, 1.1)), round(size[1] * pick.uniform(0.9, 1.1)))
         image = source.resize(wide, Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
-        image.save(path, quality=90)
+        (grainy(image, noise) if grain else image).save(path, quality=90)
+
+
+def grainy(image: Image.Image, noise: np.random.Generator) -> Image.Image:
+    pixels = np.asarray(image)
+    grains = noise.standard_normal(pixels.shape, dtype=np.float32) * _GRAIN
+    return Image.fromarray((pixels + grains).round().clip(0, 255).astype(np.uint8))

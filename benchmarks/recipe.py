@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from encoding import SD_VAE
 from photos import make_photos
-from speed import SD_VAE
 from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
 
 from latentmill.decoding import decode

@@ -127,11 +127,11 @@ class Work:
 def work(monkeypatch: pytest.MonkeyPatch) -> Work:
     """Counts from here on."""
     found = Work()
-    decode, jpeg = loading.decode, decoding.simplejpeg.decode_jpeg
+    decode, jpeg = loading.decode_reduced, decoding.simplejpeg.decode_jpeg
 
-    def counted_decode(data: bytes, **settings: Any) -> Any:
+    def counted_decode(data: bytes, *settings: Any) -> Any:
         found.decoded[digest(data)] += 1
-        return decode(data, **settings)
+        return decode(data, *settings)
 
     def counted_jpeg(data: bytes, *arguments: Any, **settings: Any) -> Any:
         found.jpegs[digest(bytes(data))] += 1
@@ -147,7 +147,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Work:
 
         return counted
 
-    monkeypatch.setattr(loading, "decode", counted_decode)
+    monkeypatch.setattr(loading, "decode_reduced", counted_decode)
     monkeypatch.setattr(decoding.simplejpeg, "decode_jpeg", counted_jpeg)
     for kind in (ImageSource, FeatureImages):
         monkeypatch.setattr(kind, "read", counted_read(kind))

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 import traceback
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,9 @@ from PIL import Image
 
 from latentmill.batching import ByCount
 from latentmill.formats.containers import container
+from latentmill.formats.metadata import INDEX_COLUMNS
 from latentmill.formats.repa import ImageLayout, LatentLayout
+from latentmill.formats.stored_zip import directory_entry, end_records, local_header
 from latentmill.loading import ImageLoad
 from latentmill.planning import ShardSize, write_plan
 from latentmill.records import Progress, ShardReport
@@ -66,6 +70,23 @@ def contents(path: Path, *, data_only: bool = False) -> dict[str, bytes]:
     if data_only:
         return {name: data for name, data in found.items() if not name.startswith("latentmill")}
     return found
+
+
+def without_columns(dataset: Path) -> Path:
+    """The dataset as earlier versions made it, without the index's columns; a zip is written as they wrote it."""
+    if dataset.is_dir():
+        (dataset / INDEX_COLUMNS).unlink()
+        return dataset
+    with zipfile.ZipFile(dataset) as archive:
+        members = {name: archive.read(name) for name in archive.namelist() if name != INDEX_COLUMNS}
+    with dataset.open("wb") as file:
+        offset, entries = 0, []
+        for name, data in members.items():
+            entries.append(directory_entry(name, len(data), zlib.crc32(data), offset))
+            offset += file.write(local_header(name, len(data), zlib.crc32(data)) + data)
+        size = sum(file.write(entry) for entry in entries)
+        file.write(end_records(len(entries), size, offset))
+    return dataset
 
 
 # processes that are killed

@@ -16,9 +16,12 @@ from latentmill.encoders.models import resolve
 from latentmill.encoders.vae import VaeSpec
 from latentmill.errors import ModelError, SampleError
 from latentmill.features import image_features
+from latentmill.formats.metadata import Metadata
 from latentmill.outcome import Event, Result
+from latentmill.recipe import Recipe
 from latentmill.records import SMALLER_BATCH, TILED, Encoded, Sample
 from support import TINY_VAE, make_photos
+from tiny_vision import saved
 
 SIZE = (16, 24)
 
@@ -159,3 +162,27 @@ def test_auto_with_a_real_measurement(photos: Path, tmp_path: Path, batches: lis
     assert batches[:4] == [1, 1, 1, 2]
     kept = json.loads((result.dest / "latentmill.json").read_text())["fingerprint"]["batch_size"]
     assert kept in (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+@pytest.mark.parametrize("kind", ["latents", "vision"])
+def test_every_output_of_images_can_ask_for_it(
+    kind: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Variants of an output, and outputs of one encoder, are measured once; a rerun takes what was found."""
+    asked: list[tuple[int, int]] = []
+
+    def best(encoder: object, size: tuple[int, int]) -> tuple[int, dict[int, float]]:
+        asked.append(size)
+        return 3, {1: 1.0, 3: 2.0}
+
+    monkeypatch.setattr(autobatch, "best_batch_size", best)
+    model = TINY_VAE if kind == "latents" else saved(tmp_path / "model", "dinov2")
+    output = {"kind": kind, "model": str(model), "threads": 1, "batch_size": "auto", "flip": "both"}
+    crop = {"resolution": "32x32", "transform": "center-crop"}
+    for _ in range(2):
+        Recipe(source=photos, outputs={"one": output | crop}, dest=tmp_path / "out").run()
+    for folder in (tmp_path / "out" / "one", tmp_path / "out" / "one-flip"):
+        stored = Metadata.read_beside(folder)
+        assert stored is not None
+        assert stored.fingerprint["batch_size"] == 3
+    assert len(asked) == 1

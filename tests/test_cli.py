@@ -25,7 +25,7 @@ OPTIONS = {
                          "--max-failures"},
     "encode": COMMON | {"--model-url", "--vae", "--revision", "--subfolder", "--batch-size", "--num-workers",
                         "--threads", "--device", "--dtype", "--pixel-range", "--store", "--seed", "--save-dtype",
-                        "--images", "--transform", "--resolution"},
+                        "--images", "--transform", "--resolution", "--channels-last", "--compile"},
     "decode": COMMON,
     "verify": {"--images"},
     "models": set(),

@@ -69,7 +69,7 @@ def test_a_wrong_setting_is_named_with_what_was_expected(values: dict[str, objec
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"device": "gpu"}, "device must be auto, cpu, mps, cuda or cuda:N. Found: 'gpu'"),
+        ({"device": "gpu"}, "device must be auto, cpu, cpu:N, mps, cuda, cuda:N or cuda:N,M. Found: 'gpu'"),
         ({"dtype": "fp16"}, "dtype must be 'float32', 'bfloat16' or 'float16'. Found: 'fp16'"),
         ({"pixel_range": "0,255"}, "pixel-range must be -1,1 or 0,1. Found: '0,255'"),
         ({"store": "mode"}, "store must be 'moments', 'mean' or 'sample'. Found: 'mode'"),

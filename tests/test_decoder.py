@@ -11,8 +11,8 @@ import torch
 
 import latentmill
 from latentmill.errors import ModelError
-from latentmill.formats.containers import Reader
 from latentmill.formats.payload import png_pixels
+from latentmill.formats.reader import Reader
 from pixart_reader import TINY_VAE
 from support import make_photos
 

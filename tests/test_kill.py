@@ -20,6 +20,7 @@ import pytest
 
 import latentmill
 from latentmill.errors import DestinationError, SettingsChangedError
+from latentmill.files import write_parts
 from support import (
     CAN_FORK,
     command_of_small_shards,
@@ -391,8 +392,33 @@ def test_in_the_middle_of_gathering_a_zip(tmp_path: Path, monkeypatch: pytest.Mo
         os.kill(os.getpid(), signal.SIGKILL)
 
     with monkeypatch.context() as patch:
-        patch.setattr("latentmill.formats.containers.append_file", half)
+        patch.setattr("latentmill.formats.growing_zip.append_file", half)
         for _ in range(2):
-            assert fork_with(lambda count, event: None, steps.run) == -signal.SIGKILL
-    steps.run()
+            assert fork_with(lambda count, event: None, partial(steps.run, num_workers=2)) == -signal.SIGKILL
+    steps.run()  # the parts that are there, then straight into the archive
+    assert steps.held() == expected
+
+
+@pytest.mark.parametrize("after", range(5))
+def test_in_the_middle_of_a_member_of_a_zip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    """One writer's shards go straight into the archive: no part of one counts before its ledger entry."""
+    steps = Steps(tmp_path, "convert", ".zip")
+    expected = steps.expected()
+    calls: list[int] = []
+
+    def half(descriptor: int, parts: tuple[bytes, bytes]) -> int:
+        calls.append(descriptor)
+        if len(calls) <= after:
+            return write_parts(descriptor, parts)
+        write_parts(descriptor, (parts[0], parts[1][:100]))
+        os.kill(os.getpid(), signal.SIGKILL)
+        return 0
+
+    with monkeypatch.context() as patch:
+        patch.setattr("latentmill.formats.growing_zip.write_parts", half)
+        assert fork_with(lambda count, event: None, steps.run) == -signal.SIGKILL
+    work = steps.place / "out.zip.latentmill"
+    assert len(ledger(steps.place / "out.zip")) == after // 2
+    assert (work / "partial.zip").exists() and not list((work / "parts").glob("*.part"))
+    steps.run(num_workers=2 if after % 2 else 1)
     assert steps.held() == expected

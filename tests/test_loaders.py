@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 import latentmill
 from latentmill import api
 from latentmill.errors import ConfigError, SourceError
-from support import TINY_VAE, make_photos
+from support import TINY_VAE, make_photos, without_columns
 
 SIDE = 32
 CROP = {"transform": "center-crop", "resolution": f"{SIDE}x{SIDE}"}
@@ -215,13 +215,13 @@ def test_a_data_loader_reads_it_with_workers(root: Path, method: str, ending: st
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="fork is Linux's")
-def test_a_forked_worker_opens_its_own_archive(root: Path) -> None:
-    """An inherited one shares its position with the parent: each would read where the other has gone."""
+def test_a_forked_worker_moves_no_position_of_its_parent(root: Path) -> None:
+    """An inherited handle shares its position with the parent: each would read where the other has gone."""
     path = root / "vae-sd.zip"
     dataset = latentmill.load(path)
     expected = [dataset[position]["moments"] for position in (9, 1)]  # opens the archive
     before = read_positions(path)
-    assert len(before) == 1
+    assert len(before) <= 2  # one to read, one of what is mapped
     context = multiprocessing.get_context("fork")
     results = context.Queue()
     process = context.Process(target=lambda: results.put(torch.equal(dataset[9]["moments"], expected[0])))
@@ -284,10 +284,11 @@ def test_what_is_no_data_set_is_refused(root: Path, tmp_path: Path) -> None:
 def test_a_damaged_index_is_an_error_that_names_it(root: Path, tmp_path: Path, ending: str) -> None:
     copy = tmp_path / f"vae-sd{ending}"
     if ending:
-        data = (root / "vae-sd.zip").read_bytes()
+        shutil.copy(root / "vae-sd.zip", copy)
+        data = without_columns(copy).read_bytes()
         copy.write_bytes(data.replace(b'"index":7', b'"index":"', 1))
     else:
-        shutil.copytree(root / "vae-sd", copy)
+        without_columns(shutil.copytree(root / "vae-sd", copy))
         text = (copy / "latentmill-index.jsonl").read_text()
         (copy / "latentmill-index.jsonl").write_text(text[:-30])
     with pytest.raises(SourceError, match=r"latentmill-index\.jsonl in .* is damaged"):

@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader
 
 import latentmill
 from latentmill.errors import ConfigError, SourceError
-from latentmill.formats.containers import Reader
 from latentmill.formats.pixart import feature_name
+from latentmill.formats.reader import Reader
 from latentmill.transforms.bucket import grid_table
 from latentmill.transforms.fit import geometry
 
@@ -230,10 +230,14 @@ def test_features_of_another_dataset_are_refused(data: Path, tmp_path: Path) -> 
 def test_a_caption_is_chosen_by_weights_and_no_other_file_is_read(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = latentmill.load(data, captions={"prompt": 3, "sharegpt4v": 1}, missing_text="drop")
     read: list[str] = []
-    original = Reader.read
-    monkeypatch.setattr(
-        Reader, "read", lambda self, name: read.append(f"{self.path.name}/{name}") or original(self, name)
-    )
+    for method in ("read", "fill"):
+        original = getattr(Reader, method)
+
+        def spy(self: Reader, name: str, *rest: Any, original: Any = original) -> Any:
+            read.append(f"{self.path.name}/{name}")
+            return original(self, name, *rest)
+
+        monkeypatch.setattr(Reader, method, spy)
     torch.manual_seed(0)
     names = Counter()
     for turn in range(600):

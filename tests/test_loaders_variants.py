@@ -21,7 +21,7 @@ import latentmill
 from feature_jobs import index, run_images, run_text, small
 from latentmill import api
 from latentmill.errors import ConfigError, SourceError
-from latentmill.formats.metadata import INDEX_JSONL, METADATA_JSON
+from latentmill.formats.metadata import INDEX_COLUMNS, INDEX_JSONL, METADATA_JSON
 from latentmill.recipe import Recipe
 from support import make_photos
 from tiny_vision import saved
@@ -69,6 +69,7 @@ def reject(folder: Path, number: int) -> None:
     kept = {name: rows[number][name] for name in ("index", "key", "stat", "label", "source")}
     rows[number] = {**kept, "reject": ["encode", "not finite"]}
     (folder / INDEX_JSONL).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / INDEX_COLUMNS).unlink(missing_ok=True)
 
 
 def stored(root: Path, name: str, number: int) -> list[np.ndarray]:

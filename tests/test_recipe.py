@@ -153,7 +153,7 @@ def test_a_setting_that_is_wrong_is_told_with_its_line(here: Path, old: str, new
         ("outputs.new.kind=pixel", "outputs.new: kind must be one of pixels, latents, vision, text. Found: 'pixel'"),
         ("outputs.new.kind=text", "outputs.new: no caption of photos is called 'prompt'. There are: none"),
         ("source=nowhere", "source.path does not exist: nowhere"),
-        ("run.device=gpu", "run.device must be auto, cpu, mps, cuda or cuda:N. Found: 'gpu'"),
+        ("run.device=gpu", "run.device must be auto, cpu, cpu:N, mps, cuda, cuda:N or cuda:N,M. Found: 'gpu'"),
         ("colour=red", "a recipe has no colour. There are: defaults, dest, outputs, run, source"),
     ],
 )

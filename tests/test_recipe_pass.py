@@ -186,14 +186,14 @@ def decoded_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file to which every process appends the hash of each photo that it decodes."""
     from latentmill import loading
 
-    log, decode = tmp_path / "decoded.log", loading.decode
+    log, decode = tmp_path / "decoded.log", loading.decode_reduced
 
-    def logged(data: bytes, **settings: Any) -> Any:
+    def logged(data: bytes, *settings: Any) -> Any:
         with log.open("a") as file:
             file.write(f"{hash(data)}\n")
-        return decode(data, **settings)
+        return decode(data, *settings)
 
-    monkeypatch.setattr(loading, "decode", logged)
+    monkeypatch.setattr(loading, "decode_reduced", logged)
     monkeypatch.setattr("latentmill.runners.local._start_method", lambda: "fork")
     return log
 
@@ -282,11 +282,11 @@ def started(path: Path, said: Path, go: Path, *settings: str) -> subprocess.Pope
     """Run a recipe in a process of its own that decodes nothing before the file `go` is there."""
     code = (
         "import latentmill.destination as place, latentmill.loading as loading, pathlib, time\n"
-        f"decode, go = loading.decode, pathlib.Path({str(go)!r})\n"
-        "def patient(data, **settings):\n"
+        f"decode, go = loading.decode_reduced, pathlib.Path({str(go)!r})\n"
+        "def patient(data, *settings):\n"
         "    while not go.exists(): time.sleep(0.01)\n"
-        "    return decode(data, **settings)\n"
-        "place._LOCK_SECONDS, loading.decode = 0.1, patient\n"
+        "    return decode(data, *settings)\n"
+        "place._LOCK_SECONDS, loading.decode_reduced = 0.1, patient\n"
         "from latentmill.cli import main; main()"
     )
     with said.open("w") as file:

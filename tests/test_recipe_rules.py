@@ -12,8 +12,10 @@ import torch
 from latentmill import Recipe
 from latentmill.assembling import assemble
 from latentmill.errors import ConfigError, SettingsChangedError
+from latentmill.manifest import Plan
 from latentmill.passes import Prepared, run_pass
 from latentmill.recipe_plan import plan_of
+from latentmill.worker import Part
 from recipe_jobs import CROP, FAKE, IMAGES
 from support import DATA, make_photos
 from tiny_vaes import saved_vae
@@ -68,15 +70,13 @@ def test_shards_of_a_pass_are_as_long_as_all_its_jobs_take(photos: Path, tmp_pat
     sizes: list[int] = []
 
     def looked_at(job: Prepared) -> None:
-        begin = job.job.begin
+        part = job.job.part
 
-        def begun(listing: Any) -> Any:
-            found = begin(listing)
-            assert found.plan is not None
-            sizes.append(max(count for _, count in found.plan.shards))
-            return found
+        def planned(plan: Plan) -> Part:
+            sizes.append(max(count for _, count in plan.shards))
+            return part(plan)
 
-        job.job.begin = begun  # type: ignore[method-assign]
+        job.job.part = planned  # type: ignore[method-assign]
 
     for job in jobs:
         looked_at(job)

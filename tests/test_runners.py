@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import multiprocessing
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 import latentmill
-from latentmill.errors import LatentmillError
+from latentmill.careful import WORKER
+from latentmill.encoders.fake import FakeSpec
+from latentmill.errors import LatentmillError, SampleError, TooManyFailuresError
 from latentmill.loading import Decoded, ImageLoad
-from latentmill.records import Progress, Sample, SampleRef, ShardReport
+from latentmill.manifest import Plan
+from latentmill.records import Encoded, Outcome, Progress, Sample, SampleRef, ShardReport
 from latentmill.runners.local import run_local
 from latentmill.worker import Emit, Task, Unit
 from support import (
     CAN_FORK,
     Event,
-    cli,
     command_of_small_shards,
     contents,
     descendants,
@@ -65,7 +67,7 @@ def outcome_rows(task: Task) -> list[list[object]]:
 def test_every_number_of_workers_gives_the_same_bytes(photos: Path, tmp_path: Path, start: str, runner: str) -> None:
     (photos / "c0" / "bad.jpg").write_bytes(b"")
     seen = {}
-    for workers in (1, 2, 3):
+    for workers in (1, 2, 5):
         dest = tmp_path / str(workers)
         task = task_for(photos, dest)
         events: list[Progress | ShardReport] = []
@@ -77,7 +79,7 @@ def test_every_number_of_workers_gives_the_same_bytes(photos: Path, tmp_path: Pa
         assert len(files) == 12
         seen[workers] = (files, outcome_rows(task))
         assert not list((dest / ".latentmill" / "stage").glob("*"))
-    assert seen[1] == seen[2] == seen[3]
+    assert seen[1] == seen[2] == seen[5]
 
 
 @pytest.mark.parametrize("runner", RUNNERS)
@@ -109,15 +111,6 @@ def test_loading_threads_change_no_latent(photos: Path, tmp_path: Path, dest: st
     assert seen[0] == seen[1]
 
 
-class ExitLoad(ImageLoad):
-    """Ends its process at one photo."""
-
-    def __call__(self, ref: SampleRef, decoded: Decoded) -> Sample | None:
-        if ref.index == 5:
-            os._exit(7)
-        return super().__call__(ref, decoded)
-
-
 class FaultyLoad(ImageLoad):
     """Fails at one photo in a way that nobody foresaw."""
 
@@ -128,13 +121,6 @@ class FaultyLoad(ImageLoad):
 
 
 LOAD = ("none", (32, 32), "ignore", "drop", (32, 32))
-
-
-def test_a_worker_that_ends_by_itself(photos: Path, tmp_path: Path, start: str) -> None:
-    task = task_for(photos, tmp_path / "out", load=ExitLoad(*LOAD))
-    with pytest.raises(LatentmillError, match="ended with exit code 7"):
-        run(task, range(3), 2, lambda event: None)
-    assert not multiprocessing.active_children()
 
 
 def test_a_fault_in_a_worker_comes_with_its_traceback(photos: Path, tmp_path: Path, start: str) -> None:
@@ -157,28 +143,230 @@ def test_a_listener_that_fails_stops_the_workers(photos: Path, tmp_path: Path, s
 
 
 @pytest.mark.skipif(not CAN_FORK, reason="finds the workers in /proc")
-def test_a_worker_that_the_system_kills(tmp_path: Path) -> None:
-    source, dest, count = tmp_path / "photos", tmp_path / "out", 400
+def test_workers_that_the_system_kills_are_replaced(tmp_path: Path) -> None:
+    source, dest, calm, count = tmp_path / "photos", tmp_path / "out", tmp_path / "calm", 400
     make_photos(source, count)
-    settings = ("--source", source, "--dest", dest, "--resolution", "32x32", "--batch-size", 4, "--num-workers", 2)
+    crop = {"resolution": "32x32", "transform": "center-crop", "batch_size": 4}
+    latentmill.convert(source, calm, **crop, num_workers=1)
+    settings = ("--source", source, "--dest", dest, "--resolution", "32x32", "--transform", "center-crop",
+                "--batch-size", 4, "--num-workers", 2)  # fmt: skip
     arguments = command_of_small_shards("convert", *settings)
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert wait_until(lambda: len(ledger(dest)) > 2)
-        workers = descendants(process.pid)
-        assert len(workers) == 2
-        os.kill(workers[0], signal.SIGKILL)
-        killed = time.monotonic()
-        _, errors = process.communicate(timeout=30)
-    assert process.returncode == 2
-    assert "a worker process was killed by the system, most likely for want of memory" in errors
-    assert "--num-workers" in errors
-    assert "run the same command again to go on" in errors
-    assert "Traceback" not in errors
-    assert time.monotonic() - killed < 10
-    assert not any(map(running, workers))
-    done = len(ledger(dest)) * 4
-    assert done < count, "the death was noticed only when all was done"
-    again = cli("convert", *settings)
-    assert again.returncode == 0
-    assert f"going on: {done} of {count} images are done" in again.stdout
-    assert not latentmill.verify(dest).problems
+        killed: list[int] = []
+        for done in (2, 20, 60):
+            assert wait_until(lambda done=done: len(ledger(dest)) > done)
+            killed += descendants(process.pid)[-1:]
+            os.kill(killed[-1], signal.SIGKILL)
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert len(set(killed)) == 3
+    assert "400 stored" in output
+    assert errors == ""
+    assert not any(map(running, killed))
+    assert contents(dest) == contents(calm)
+
+
+# what kills its worker
+
+
+class Killing(ImageLoad):
+    """Ends its process at some photos, in the way that is named."""
+
+    def __call__(self, ref: SampleRef, decoded: Decoded) -> Sample | None:
+        how = self.__dict__["at"].get(ref.index)
+        if how == "exit":
+            os._exit(7)
+        if how is not None:
+            faulthandler.disable()  # pytest's, which would tell of it
+            os.kill(os.getpid(), how)
+        return super().__call__(ref, decoded)
+
+
+def killing(at: dict[int, object]) -> Killing:
+    load = Killing(*LOAD)
+    load.__dict__["at"] = at
+    return load
+
+
+class KillingEncoder(FakeSpec):
+    """Ends its process at some photos; or at every batch of several."""
+
+    def at(self, *indices: int, batches: bool = False) -> KillingEncoder:
+        self.__dict__.update(indices=indices, batches=batches)
+        return self
+
+    def encode(self, samples: Sequence[Sample]) -> list[Encoded | SampleError]:
+        state = self.__dict__
+        if any(sample.ref.index in state["indices"] for sample in samples) or (state["batches"] and len(samples) > 1):
+            faulthandler.disable()  # pytest's, which would tell of it
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return super().encode(samples)
+
+
+def rejects(task: Task) -> dict[str, list[str]]:
+    rows = [row for entry in outcome_rows(task) for row in entry[1:]]
+    return {row["key"]: row["reject"] for row in rows if "reject" in row}  # type: ignore[call-overload, index]
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers start in milliseconds, and see what a test has patched."""
+    if not CAN_FORK:
+        pytest.skip("needs fork")
+    monkeypatch.setattr("latentmill.runners.local._start_method", lambda: "fork")
+
+
+@pytest.mark.usefixtures("forked")
+def test_a_photo_that_kills_its_worker_is_rejected_with_the_reason_and_the_rest_is_made(
+    photos: Path, tmp_path: Path
+) -> None:
+    calm = task_for(photos, tmp_path / "calm")
+    run(calm, range(3), 1, lambda event: None)
+    task = task_for(photos, tmp_path / "out", load=killing({2: signal.SIGKILL, 5: "exit", 6: signal.SIGSEGV}))
+    events: list[Progress | ShardReport] = []
+    run(task, range(3), 2, events.append)
+    assert rejects(task) == {
+        "c0/photo00002.jpg": [WORKER, "the process was killed by signal 9 (SIGKILL), most likely for want of memory"],
+        "c0/photo00005.jpg": [WORKER, "the process ended with exit code 7"],
+        "c1/photo00006.jpg": [WORKER, "the process was killed by signal 11 (SIGSEGV)"],
+    }
+    left = {name: data for name, data in contents(tmp_path / "calm", data_only=True).items() if name[:1] == "0"}
+    for number in (2, 5, 6):
+        del left[f"00000/img{number:08d}.png"]
+    made = contents(tmp_path / "out", data_only=True)
+    assert {name: data for name, data in made.items() if name[:1] == "0"} == left
+    counts = [event for event in events if isinstance(event, Progress)]
+    assert (sum(each.done for each in counts), sum(each.rejected for each in counts)) == (12, 3)
+    assert sorted(event.shard for event in events if isinstance(event, ShardReport)) == [0, 1, 2]
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.usefixtures("forked")
+@pytest.mark.parametrize("workers", [2, 5])
+def test_a_sample_that_kills_the_encoder_is_found_within_its_batch(photos: Path, tmp_path: Path, workers: int) -> None:
+    places = [[tmp_path / name / kind for kind in ("lat", "img")] for name in ("calm", "out")]
+    run(calm := task_for(photos, *places[0], encoder=FakeSpec(), batch_size=4), range(3), 1, lambda event: None)
+    encoder = KillingEncoder().at(1, 2, 10)
+    run(task := task_for(photos, *places[1], encoder=encoder, batch_size=4), range(3), workers, lambda event: None)
+    assert list(rejects(task)) == ["c0/photo00001.jpg", "c0/photo00002.jpg", "c1/photo00010.jpg"]
+    assert {reason for _, reason in rejects(task).values()} == {"the process was killed by signal 11 (SIGSEGV)"}
+    kept = [row for entry in outcome_rows(calm) for row in entry[1:] if row["index"] not in (1, 2, 10)]  # type: ignore[call-overload, index]
+    assert [row for entry in outcome_rows(task) for row in entry[1:] if "reject" not in row] == kept  # type: ignore[operator]
+
+
+@pytest.mark.usefixtures("forked")
+def test_when_every_photo_kills_the_job_ends_with_one_error(photos: Path, tmp_path: Path) -> None:
+    for name, broken in (
+        ("load", {"load": killing(dict.fromkeys(range(12), signal.SIGKILL))}),
+        ("encode", {"encoder": KillingEncoder().at(*range(12))}),
+    ):
+        task = task_for(photos, tmp_path / name / "out", tmp_path / name / "img", **broken, batch_size=4)
+        with pytest.raises(LatentmillError, match="5 images in a row ended their worker process") as caught:
+            run(task, range(3), 2, lambda event: None)
+        assert "Use fewer" in str(caught.value)
+        assert task.parts[0].plan.done() == []
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.usefixtures("forked")
+def test_batches_that_kill_though_no_sample_does_end_the_job(photos: Path, tmp_path: Path) -> None:
+    encoder = KillingEncoder().at(batches=True)
+    task = task_for(photos, tmp_path / "lat", tmp_path / "img", encoder=encoder, shard_size=12)
+    with pytest.raises(LatentmillError, match=r"none of their samples does alone.*smaller --batch-size"):
+        run(task, [0], 2, lambda event: None)
+
+
+@pytest.mark.usefixtures("forked")
+def test_one_batch_that_kills_as_a_whole_is_encoded_sample_by_sample(photos: Path, tmp_path: Path) -> None:
+    task = task_for(photos, tmp_path / "lat", tmp_path / "img", encoder=KillingEncoder().at(batches=True))
+    run(task, [1], 2, lambda event: None)
+    rows = [row for entry in outcome_rows(task) for row in entry[1:]]
+    assert [row["notes"] for row in rows] == [["smaller-batch"]] * 4  # type: ignore[call-overload, index]
+
+
+@pytest.mark.usefixtures("forked")
+def test_photos_that_kill_count_as_failures_and_are_tried_again(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("latentmill.job.SHARD_SECONDS", 1e-9)
+    settings = {"resolution": "32x32", "transform": "center-crop", "batch_size": 3, "num_workers": 2}
+    latentmill.convert(photos, tmp_path / "calm", **settings)
+    with monkeypatch.context() as patch:
+        whole = ImageLoad.__call__
+
+        def load(self: ImageLoad, ref: SampleRef, decoded: Decoded) -> Sample | None:
+            if ref.index in (4, 7, 9):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return whole(self, ref, decoded)
+
+        patch.setattr(ImageLoad, "__call__", load)
+        with pytest.raises(TooManyFailuresError, match="over --max-failures 1"):
+            latentmill.convert(photos, tmp_path / "out", **settings, max_failures=1)
+        result = latentmill.convert(photos, tmp_path / "out", **settings, max_failures=3)
+        assert (result.stored, result.rejected) == (9, 3)
+    again = latentmill.convert(photos, tmp_path / "out", **settings)
+    assert (again.stored, again.rejected, again.computed) == (12, 0, 3)
+    assert contents(tmp_path / "out") == contents(tmp_path / "calm")
+
+
+@pytest.mark.usefixtures("forked")
+def test_a_shard_that_was_committed_just_before_its_worker_died_is_not_done_again(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = task_for(photos, tmp_path / "out")
+    commit, died = Plan.commit, tmp_path / "died"
+
+    def die_once(plan: Plan, report: ShardReport, outcomes: list[Outcome]) -> None:
+        commit(plan, report, outcomes)
+        if report.shard == 1 and not died.exists():
+            died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(Plan, "commit", die_once)
+    events: list[Progress | ShardReport] = []
+    run(task, range(3), 2, events.append)
+    assert died.exists()
+    assert sorted(event.shard for event in events if isinstance(event, ShardReport)) == [0, 1, 2]
+    assert sum(event.done for event in events if isinstance(event, Progress)) == 12
+
+
+class NoModel(FakeSpec):
+    """Ends its process while it is opened."""
+
+    def open(self) -> FakeSpec:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return self
+
+
+class OneModel(FakeSpec):
+    """Has room for one process alone. The folder of its `room` is the first one's."""
+
+    def within(self, room: Path) -> OneModel:
+        self.__dict__["room"] = room
+        return self
+
+    def open(self) -> FakeSpec:
+        owner = self.__dict__["room"] / "owner"
+        try:
+            owner.parent.mkdir()
+            owner.write_text(str(os.getpid()))
+        except FileExistsError:
+            if not owner.exists() or owner.read_text() != str(os.getpid()):
+                os.kill(os.getpid(), signal.SIGKILL)
+        return self
+
+
+@pytest.mark.usefixtures("forked")
+def test_workers_that_cannot_load_their_model(photos: Path, tmp_path: Path) -> None:
+    task = task_for(photos, tmp_path / "lat", tmp_path / "img", encoder=NoModel())
+    with pytest.raises(LatentmillError, match=r"no worker process can be started: .*signal 9.*fewer --device"):
+        run(task, range(3), 2, lambda event: None)
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.usefixtures("forked")
+def test_where_there_is_room_for_fewer_workers_they_do_it_all(photos: Path, tmp_path: Path) -> None:
+    encoder = OneModel().within(tmp_path / "room")
+    task = task_for(photos, tmp_path / "lat", tmp_path / "img", encoder=encoder)
+    run(task, range(3), 3, lambda event: None)
+    assert task.parts[0].plan.done() == [0, 1, 2]

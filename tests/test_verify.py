@@ -84,7 +84,7 @@ def test_a_flipped_byte(data: Path, name: str, at: int) -> None:
         assert list(problems(data / "lat", data / "img")) == [LATENT]
 
 
-@pytest.mark.parametrize("name", ["latentmill.json", "latentmill-index.jsonl", "dataset.json"])
+@pytest.mark.parametrize("name", ["latentmill.json", "latentmill-index.jsonl", "latentmill-index.bin", "dataset.json"])
 @pytest.mark.parametrize("kind", ["lat", "img"])
 def test_any_flipped_byte_of_the_metadata(data: Path, kind: str, name: str) -> None:
     file = data / kind / name
@@ -428,6 +428,7 @@ def forge(features: Path, name: str, data: bytes) -> None:
     (features / "latentmill-index.jsonl").write_text("".join(lines))
     table = json.loads((features / "latentmill.json").read_text())
     (features / "latentmill.json").write_text(_sealed({**table, "index_digest": digest_lines(lines)}))
+    (features / "latentmill-index.bin").unlink()
 
 
 def masked(array: Array) -> bytes:

@@ -15,6 +15,7 @@ from latentmill.config import (
     SourceSettings,
     validated,
 )
+from latentmill.devices import cpu_processes, each_device
 from latentmill.errors import SourceError
 from latentmill.finish import Description
 from latentmill.formats.metadata import LatentInfo, Metadata, ModelInfo, Value
@@ -36,7 +37,8 @@ def convert(source: str | Path, dest: str | Path, *, tell: Tell = quiet, **setti
     """Crop and resize a folder or zip of photos into a dataset of equal square 8-bit RGB PNGs.
 
     settings: the fields of `config.PixelSettings` (transform, resolution, max_images, num_workers, batch_size, exif,
-    alpha, max_pixels, flip, crops, crop_seed, max_failures, check, overwrite). Raises LatentmillError.
+    alpha, max_pixels, resize, flip, crops, crop_seed, max_failures, check, trust_source, overwrite).
+    Raises LatentmillError.
     """
     return _made("images", convert_recipe(source, dest, **settings), tell)
 
@@ -97,8 +99,10 @@ def decode(source: str | Path, dest: str | Path, *, tell: Tell = quiet, **settin
         tell(Event("warning", f"{model.info.name} is not the model that made these latents (its weights differ)"))
     latents = LatentSource(chosen.source)
     listing = latents.listing(chosen.max_images)
-    threads = chosen.threads or usable_cores()
-    spec = decoder_spec(model, metadata.latent, choose_device(chosen.device), threads)
+    threads = chosen.threads or max(1, usable_cores() // cpu_processes(chosen.device))
+    device = choose_device(chosen.device)
+    spec = decoder_spec(model, metadata.latent, device, threads)
+    devices = each_device(chosen.device, device)
     bucketed = metadata.buckets is not None
     size = None if bucketed else _decoded_size(metadata.latent, info)
     fingerprint: dict[str, Value] = {"decoded_by": model.info.weights_sha256, "batch_size": chosen.batch_size}
@@ -111,7 +115,8 @@ def decode(source: str | Path, dest: str | Path, *, tell: Tell = quiet, **settin
         batching=ByBucket(chosen.batch_size, lambda size: size) if bucketed else ByCount(chosen.batch_size),
         batch_size=chosen.batch_size,
         load_threads=usable_cores(),
-        workers=1,
+        workers=len(devices),
+        devices=devices,
         max_failures=chosen.max_failures,
         measure=lambda encoder, refs: 1.0,
         check=chosen.check,

@@ -9,13 +9,15 @@ from typing import Annotated
 
 import typer
 
-from latentmill import cli_features, cli_recipe
+from latentmill import cli_features, cli_recipe, cli_tools
 from latentmill.guard import EXIT_FAILED, EXIT_FOUND, EXIT_REJECTS, guarded, plain, run_job, state
 from latentmill.options import (
     Alpha,
     AlphaOption,
+    ChannelsLast,
     Check,
     CheckOption,
+    CompileOption,
     Crops,
     CropSeed,
     Dest,
@@ -31,11 +33,16 @@ from latentmill.options import (
     MaxImages,
     MaxPixels,
     Overwrite,
+    RayAddress,
+    Resize,
+    ResizeOption,
     Resolution,
+    RunnerOption,
     SaveDtype,
     Source,
     Store,
     TransformOption,
+    TrustSource,
 )
 from latentmill.terminal import Display, out, shown, summarise
 
@@ -77,6 +84,7 @@ def convert(
     max_images: MaxImages = None,
     num_workers: Annotated[int | None, typer.Option(metavar="N", help="Processes. Default: the usable cores.")] = None,
     batch_size: Annotated[int, typer.Option(metavar="N", help="Images handed to a worker at a time.")] = 32,
+    resize: ResizeOption = Resize.exact,
     flip: FlipOption = Flip.none,
     crops: Crops = 1,
     crop_seed: CropSeed = 0,
@@ -84,7 +92,10 @@ def convert(
     alpha: AlphaOption = Alpha.drop,
     max_pixels: MaxPixels = 178_956_970,
     max_failures: MaxFailures = "10%",
+    runner: RunnerOption = "local",
+    ray_address: RayAddress = None,
     check: CheckOption = Check.stat,
+    trust_source: TrustSource = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Crop and resize photos into a dataset of equal square PNGs (EDM2 and REPA layout).
@@ -109,7 +120,10 @@ def encode(
     transform: TransformOption = "none",
     max_images: MaxImages = None,
     batch_size: Annotated[
-        int | None, typer.Option(metavar="N", help="Images a forward. Default: 8.", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="N|auto", help="Images a forward; auto measures which is fastest. Default: 8.", show_default=False
+        ),
     ] = None,
     num_workers: Annotated[
         int | None, typer.Option(metavar="N", help="Loading threads. Default: the usable cores.")
@@ -119,6 +133,8 @@ def encode(
     ] = None,
     device: Device = "auto",
     dtype: Annotated[Dtype, typer.Option(help="Precision of the model.")] = Dtype.float32,
+    channels_last: ChannelsLast = False,
+    compile: CompileOption = False,  # noqa: A002  # the option's name
     pixel_range: Annotated[
         str, typer.Option(metavar="-1,1|0,1", help="Range of the model's input: -1,1 (REPA, SiT, DiT) or 0,1 (EDM2).")
     ] = "-1,1",
@@ -127,6 +143,7 @@ def encode(
     ] = Store.moments,
     seed: Annotated[int, typer.Option(help="Of the samples, with --store sample.")] = 0,
     save_dtype: Annotated[SaveDtype, typer.Option(help="Precision of the stored latents.")] = SaveDtype.float32,
+    resize: ResizeOption = Resize.exact,
     flip: FlipOption = Flip.none,
     crops: Crops = 1,
     crop_seed: CropSeed = 0,
@@ -135,7 +152,10 @@ def encode(
     alpha: AlphaOption = Alpha.drop,
     max_pixels: MaxPixels = 178_956_970,
     max_failures: MaxFailures = "10%",
+    runner: RunnerOption = "local",
+    ray_address: RayAddress = None,
     check: CheckOption = Check.stat,
+    trust_source: TrustSource = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Encode images to VAE latents; with --transform and --resolution, straight from raw photos.
@@ -239,6 +259,7 @@ def demo(
 
 cli_features.register(app)
 cli_recipe.register(app)
+cli_tools.register(app)
 
 
 def main() -> None:

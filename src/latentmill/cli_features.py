@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from latentmill.errors import ConfigError
 from latentmill.guard import EXIT_REJECTS, feature_shown, guarded, plain, run_recipes
 from latentmill.options import (
     SOURCE_HELP,
@@ -18,8 +17,10 @@ from latentmill.options import (
     CaptionColumn,
     CaptionExtension,
     CaptionLabel,
+    ChannelsLast,
     Check,
     CheckOption,
+    CompileOption,
     Crops,
     CropSeed,
     DataInfo,
@@ -47,9 +48,13 @@ from latentmill.options import (
     Pad,
     PathColumn,
     PixelRange,
+    RayAddress,
     Reader,
+    Resize,
+    ResizeOption,
     ResolutionOption,
     Revision,
+    RunnerOption,
     SaveDtype,
     Store,
     StoredDtype,
@@ -60,6 +65,7 @@ from latentmill.options import (
     Tiling,
     TilingOption,
     TokenBudget,
+    TrustSource,
     Vae,
 )
 from latentmill.terminal import Display, counted, err, out, print_buckets, shown
@@ -91,6 +97,7 @@ def pixart(
     batch_size: BatchSize = None,
     token_budget: TokenBudget = 4096,
     tiling: TilingOption = Tiling.auto,
+    resize: ResizeOption = Resize.exact,
     flip: FlipOption = Flip.none,
     crops: Crops = 1,
     crop_seed: CropSeed = 0,
@@ -99,6 +106,8 @@ def pixart(
     device: Device = "auto",
     dtype: Annotated[Dtype, typer.Option(help="Precision of the models.")] = Dtype.float32,
     save_dtype: StoredDtype = SaveDtype.float32,
+    channels_last: ChannelsLast = False,
+    compile: CompileOption = False,  # noqa: A002  # the option's name
     pixel_range: PixelRange = "-1,1",
     revision: Revision = None,
     subfolder: Subfolder = None,
@@ -118,7 +127,10 @@ def pixart(
     alpha: AlphaOption = Alpha.drop,
     max_pixels: MaxPixels = 178_956_970,
     max_failures: MaxFailures = "10%",
+    runner: RunnerOption = "local",
+    ray_address: RayAddress = None,
     check: CheckOption = Check.stat,
+    trust_source: TrustSource = False,
     overwrite: Overwrite = False,
 ) -> None:
     """VAE and text features of captioned images, in the folders that PixArt-Sigma's trainer reads.
@@ -133,7 +145,6 @@ def pixart(
     def jobs() -> int:
         from latentmill.features import feature_recipe
 
-        settings["batch_size"] = _batch_size(batch_size)
         recipe, warnings = feature_recipe(settings.pop("data_info"), settings.pop("dest"), **settings)
         for warning in warnings:
             err.print(f"[yellow]warning:[/] {shown(warning)}")
@@ -221,14 +232,6 @@ def buckets(
         return 0
 
     guarded(work)
-
-
-def _batch_size(text: str | None) -> int | str | None:
-    if text is None or text == "auto":
-        return text
-    if not (text.isascii() and text.isdigit() and int(text)):
-        raise ConfigError(f"batch-size must be a whole number from 1 on, or auto. Found: {text!r}")
-    return int(text)
 
 
 def _settings(values: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from latentmill.guard import guarded, run_recipes
+from latentmill.options import TrustSource
 from latentmill.terminal import clock, counted, err, out, print_buckets, print_whole, shown
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def register(app: typer.Typer) -> None:
 def run(
     recipe: _Recipe,
     settings: _Set = None,
+    trust_source: TrustSource = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make every output anew.")] = False,
 ) -> None:
     """Make everything that a recipe says, in one pass over the source; run again, do only what is new or changed.
@@ -43,7 +45,8 @@ def run(
     def work() -> int:
         from latentmill.recipe import Recipe
 
-        told = [*(settings or ()), *(["run.overwrite=true"] if overwrite else ())]
+        given = {"run.overwrite=true": overwrite, "run.trust_source=true": trust_source}
+        told = [*(settings or ()), *(name for name, is_given in given.items() if is_given)]
         found = Recipe.read(recipe, told)
         texts = {each.name for each in found.chosen() if each.kind.name == "text"}
         return run_recipes([found], lambda output: (output, "captions" if output in texts else "images"))

@@ -20,6 +20,8 @@ from latentmill.config_types import (
     CROPPING,
     FILES,
     LOCAL,
+    RAY,
+    BatchSize,
     Device,
     FailureLimit,
     FolderPart,
@@ -31,11 +33,12 @@ from latentmill.config_types import (
     SourceKind,
     Transform,
 )
+from latentmill.devices import gpus
 from latentmill.errors import ConfigError
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, defer_build=True)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -88,10 +91,13 @@ class SourceSettings(_Settings):
 
 
 class RunSettings(_Settings):
-    """How jobs are run. num_workers: processes of pixels alone, else loading threads; None takes the usable cores.
+    """How jobs are run. num_workers: processes of pixels alone, else loading threads of a machine; None: one a core.
 
     threads: of a forward on the CPU; None takes what the destination was begun with, else the usable cores.
-    wait: for another process that writes to the same place. runner: `local`, or one that another package brings.
+    trust_source: what is finished or begun goes by its own ledger, and the source is not listed for it.
+    wait: for another process that writes to the same place. runner: `local`, `ray`, or one that another package brings.
+    device: `cuda` (every GPU), `cuda:0,1` and `cpu:N` run an encoder process each. ray_address: of the cluster to join;
+    None takes RAY_ADDRESS, else starts one on this machine.
     """
 
     device: Device = "auto"
@@ -100,8 +106,25 @@ class RunSettings(_Settings):
     max_failures: Limit = FailureLimit.parse("10%")
     check: Literal["stat", "digest"] = "stat"
     overwrite: bool = False
+    trust_source: bool = False
     wait: bool = False
     runner: RunnerName = LOCAL
+    ray_address: str | None = None
+
+    @model_validator(mode="after")
+    def _check_runner(self) -> Self:
+        if self.ray_address is not None and self.runner != RAY:
+            raise ValueError(f"ray-address is of runner ray (--runner ray). Found: runner {self.runner}")
+        if self.runner == RAY and gpus(self.device):
+            raise ValueError(f"device of runner ray must be cuda, for every GPU of the cluster. Found: {self.device}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_trust(self) -> Self:
+        against = "overwrite" if self.overwrite else f"check {self.check}" if self.check != "stat" else ""
+        if self.trust_source and against:
+            raise ValueError(f"trust-source takes what is there as it is. Found: {against} beside it; leave one out")
+        return self
 
 
 class OutputSettings(SourceSettings, RunSettings):
@@ -109,17 +132,28 @@ class OutputSettings(SourceSettings, RunSettings):
 
     dest: Path
 
+    @model_validator(mode="after")
+    def _check_trusted_rows(self) -> Self:
+        if self.trust_source and (self.start_index or self.end_index is not None):
+            raise ValueError(
+                "trust-source does not tell which rows were made. Found: start-index or end-index beside it; "
+                "leave out trust-source"
+            )
+        return self
+
 
 class VariantSettings(OutputSettings):
     """Augmented variants of an output, each in a sibling folder; a loader picks among them at training time.
 
     flip: `both` makes every image mirrored too, in `DEST-flip`. crops: how many of every image, the transform's own
     first, the others at places drawn by `crop_seed` and the image's path, in `DEST-crop1`, `DEST-crop2`, …
+    resize: `fast` decodes large JPEGs at reduced scale; see `transforms.reduction`.
     """
 
     flip: Literal["none", "both"] = "none"
     crops: Positive = 1
     crop_seed: Annotated[int, Field(ge=0)] = 0
+    resize: Literal["exact", "fast"] = "exact"
 
 
 class CropSettings(VariantSettings):
@@ -161,7 +195,10 @@ class PixelSettings(CropSettings):
 
 
 class _VaeSettings(_Settings):
-    """What both layouts of latents take. model: a short name, a hub repository or a folder."""
+    """What both layouts of latents take. model: a short name, a hub repository or a folder.
+
+    channels_last, compile: faster on a GPU, and other bytes; see `encoders.vae.VaeSpec`.
+    """
 
     model: str = "sd-vae-ft-mse"
     revision: str | None = None
@@ -172,16 +209,19 @@ class _VaeSettings(_Settings):
     seed: int = 0
     save_dtype: Literal["float32", "float16"] = "float32"
     indivisible: Literal["refuse", "crop", "pad"] = "refuse"
+    channels_last: bool = False
+    compile: bool = False
 
 
 class LatentSettings(CropSettings, _VaeSettings):
     """Latents of one size, as REPA and SiT trainers read them. pixels: where the cropped pixels go as well.
 
-    batch_size and threads: None takes what the destination was begun with, else the default.
+    batch_size and threads: None takes what the destination was begun with, else the default. batch_size auto: likewise,
+    else what is measured to be fastest.
     """
 
     pixels: Path | None = None
-    batch_size: Positive | None = None
+    batch_size: BatchSize | None = None
 
 
 class BucketSettings(VariantSettings, _VaeSettings):
@@ -198,7 +238,7 @@ class BucketSettings(VariantSettings, _VaeSettings):
     multi_scale: bool = False
     buckets: str = "reference"
     fit: Literal["stretch", "cover", "pad"] | None = None
-    batch_size: Positive | Literal["auto"] | None = None
+    batch_size: BatchSize | None = None
     tiling: Literal["auto", "always", "never"] = "auto"
 
     @model_validator(mode="after")
@@ -214,6 +254,7 @@ class VisionSettings(CropSettings):
     """Features of a vision encoder. tokens: of patches, the pooled one, or both. input: see `encoders.vision_input`.
 
     naming: of the files, by number as class-conditional data, or by the image's path for one of PixArt's readers.
+    batch_size: as of LatentSettings.
     """
 
     model: str = "dinov2-vitb14"
@@ -224,7 +265,7 @@ class VisionSettings(CropSettings):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     save_dtype: Literal["float32", "float16"] = "float32"
     naming: Literal["repa", "pixart/multi", "pixart/single"] = "repa"
-    batch_size: Positive | None = None
+    batch_size: BatchSize | None = None
 
 
 class CaptionSettings(OutputSettings):

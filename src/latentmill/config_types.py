@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
+from latentmill.devices import is_device
 from latentmill.plugins import RUNNERS, SOURCES, TRANSFORMS, Group, choices, installed
 
 FAILURES_JUDGED_AFTER = 100  # images, for a limit in percent
 _SIZE = re.compile(r"(\d+)[x,](\d+)")
-_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _RANGES = {"-1,1": (-1.0, 1.0), "0,1": (0.0, 1.0)}
 _PATH_PART = re.compile(r"(?!\.)[^/\\\0]*")
 _PERCENT_OR_COUNT = re.compile(r"(\d+(?:\.\d+)?)(%?)")
 
 BUILT_IN_TRANSFORMS = ("none", "center-crop", "center-crop-wide", "center-crop-dhariwal")
 FILES = "files"  # the built-in kind of source
-LOCAL = "local"  # the built-in runner
+AUTO = "auto"  # of a batch size: what is measured to be fastest
+LOCAL, RAY = "local", "ray"  # the built-in runners
 CROPPING = ("center-crop", "center-crop-dhariwal")  # transforms whose crop may lie elsewhere than in the centre
 
 
@@ -71,9 +72,17 @@ def _range(value: object) -> object:
 
 
 def _device(value: object) -> object:
-    if not _DEVICE.fullmatch(str(value)):
-        raise ValueError("must be auto, cpu, mps, cuda or cuda:N")
+    if not is_device(str(value)):
+        raise ValueError("must be auto, cpu, cpu:N, mps, cuda, cuda:N or cuda:N,M")
     return value
+
+
+def _batch_size(value: object) -> object:
+    if value == AUTO or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+        return value
+    if isinstance(value, str) and value.isascii() and value.isdigit() and int(value):
+        return int(value)
+    raise ValueError("must be a whole number from 1 on, or auto")
 
 
 def _suffix(value: object) -> object:
@@ -95,10 +104,11 @@ def _named(group: Group, *built_in: str) -> BeforeValidator:
 
 Transform = Annotated[str, _named(TRANSFORMS, *BUILT_IN_TRANSFORMS)]
 SourceKind = Annotated[str, _named(SOURCES, FILES)]
-RunnerName = Annotated[str, _named(RUNNERS, LOCAL)]
+RunnerName = Annotated[str, _named(RUNNERS, LOCAL, RAY)]
 Size = Annotated[tuple[int, int], BeforeValidator(_size)]
 Limit = Annotated[FailureLimit, BeforeValidator(FailureLimit.parse)]
 Positive = Annotated[int, Field(ge=1)]
+BatchSize = Annotated[int | Literal["auto"], BeforeValidator(_batch_size)]
 PixelRange = Annotated[tuple[float, float], BeforeValidator(_range)]
 Device = Annotated[str, BeforeValidator(_device)]
 FolderPart = Annotated[str, BeforeValidator(_suffix)]

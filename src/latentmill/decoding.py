@@ -14,7 +14,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from io import BufferedReader
 from typing import Any
 
@@ -25,6 +25,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from latentmill.errors import SampleError
 from latentmill.formats.payload import stored_png_pixels
 from latentmill.records import CMYK, EXIF_ROTATED, SIXTEEN_BIT, TRANSPARENT, Array
+from latentmill.transforms.reduction import Reduction
 
 # Pillow's own limit before it refuses an image as a decompression bomb (twice its warning limit).
 DEFAULT_MAX_PIXELS = 178_956_970
@@ -38,6 +39,7 @@ _ORIENTATION_MARKS = (b"Exif\0\0", b"tiff:Orientation")
 _START_OF_SCAN = 0xDA
 _PNG_LATE_KINDS = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")  # chunks with EXIF or XMP, which may follow the pixels
 _PNG_TAIL_BYTES = 1 << 16
+_STRIP_PIXELS = 1 << 20
 _SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 # What Pillow's plug-ins are seen to raise on damaged files.
 _PILLOW_ERRORS = (
@@ -48,16 +50,19 @@ _OPENING = threading.Lock()  # Pillow's own limit is one for the whole process
 _BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0)}
 
 
-@cache
-def source_extensions() -> frozenset[str]:
-    """The file extensions, lower case with their dot, that Pillow knows: what counts as an image in a source."""
-    Image.init()
-    return frozenset(Image.EXTENSION)
+@lru_cache(maxsize=1024)
+def is_image_extension(extension: str) -> bool:
+    """Whether Pillow knows a file extension, in any case, with its dot: what counts as an image in a source."""
+    Image.preinit()  # the common formats: all others take a tenth of a second to load
+    if extension.lower() not in Image.EXTENSION:
+        Image.init()
+    return extension.lower() in Image.EXTENSION
 
 
 @cache
-def _openable() -> tuple[str, ...]:
-    Image.init()
+def _openable(common: bool = False) -> tuple[str, ...]:
+    """The names of the formats that are opened. common: those that Pillow itself tries first."""
+    (Image.preinit if common else Image.init)()
     return tuple(name for name in Image.OPEN if name not in _NOT_RASTER)
 
 
@@ -70,21 +75,29 @@ def decode(
     colours under transparent pixels as `convert("RGB")` does; "white" and "black" lay the picture on that colour.
     Raises SampleError (stage `decode`).
     """
+    return decode_reduced(data, None, exif, alpha, max_pixels)[:2]
+
+
+def decode_reduced(
+    data: bytes, reduction: Reduction | None, exif: str, alpha: str, max_pixels: int
+) -> tuple[Array, tuple[str, ...], int]:
+    """As `decode`, of a JPEG at the reduced scale that `reduction` allows; and how often its sides were halved."""
     if not data:
         raise SampleError("decode", "the file is empty")
     if data[:3] == b"\xff\xd8\xff":
-        pixels = _decode_jpeg(data, max_pixels)
-        if pixels is not None:
-            orientation = _jpeg_orientation(data)
-            if orientation == 1:
-                return pixels, ()
-            return (_upright(pixels, orientation) if exif == "apply" else pixels), (EXIF_ROTATED,)
+        orientation = _jpeg_orientation(data)
+        turned = exif == "apply" and orientation != 1
+        found = _decode_jpeg(data, max_pixels, reduction, turned and orientation >= 5)
+        if found is not None:
+            pixels, halvings = found
+            notes = (EXIF_ROTATED,) if orientation != 1 else ()
+            return (_upright(pixels, orientation) if turned else pixels), notes, halvings
     if data[:8] == b"\x89PNG\r\n\x1a\n":
         stored = stored_png_pixels(data)
         if stored is not None:
             _check_pixels(stored.shape[1], stored.shape[0], max_pixels)
-            return stored, ()
-    return _decode_with_pillow(data, exif, alpha, max_pixels)
+            return stored, (), 0
+    return *_decode_with_pillow(data, exif, alpha, max_pixels), 0
 
 
 def image_size(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS, *, exif: str = "ignore") -> tuple[int, int]:
@@ -129,17 +142,23 @@ def _check_pixels(width: int, height: int, max_pixels: int) -> None:
         )
 
 
-def _decode_jpeg(data: bytes, max_pixels: int) -> Array | None:
-    """RGB pixels of a colour or grey JPEG; None where Pillow must decide."""
+def _decode_jpeg(
+    data: bytes, max_pixels: int, reduction: Reduction | None, on_its_side: bool
+) -> tuple[Array, int] | None:
+    """RGB pixels of a colour or grey JPEG, and how often their sides were halved; None where Pillow must decide."""
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
         if colorspace not in ("YCbCr", "Gray"):
             return None
         _check_pixels(width, height, max_pixels)
-        pixels: Array = simplejpeg.decode_jpeg(data, "RGB" if colorspace == "YCbCr" else "GRAY")
+        count = reduction((width, height) if on_its_side else (height, width)) if reduction else 0
+        least = (height >> count, width >> count) if count else (0, 0)
+        pixels: Array = simplejpeg.decode_jpeg(data, "RGB" if colorspace == "YCbCr" else "GRAY", False, False, *least)
     except ValueError:
         return None
-    return np.repeat(pixels, 3, axis=2) if colorspace == "Gray" else pixels
+    if count and pixels.shape[:2] != least:
+        raise SampleError("decode", f"a JPEG decoded at 1/{1 << count} must be {least}. Found: {pixels.shape[:2]}")
+    return (np.repeat(pixels, 3, axis=2) if colorspace == "Gray" else pixels), count
 
 
 def _jpeg_orientation(data: bytes) -> int:
@@ -187,7 +206,7 @@ def _open(data: bytes | BufferedReader[Any], max_pixels: int) -> Image.Image:
         # Pillow refuses what is over twice its limit. It must have one: an icon is decoded while it is opened.
         previous, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels
         try:
-            image = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=_openable())
+            image = _identified(io.BytesIO(data) if isinstance(data, bytes) else data)
         except Image.DecompressionBombError as error:
             raise SampleError("decode", f"over the limit of {max_pixels:,} pixels (--max-pixels)") from error
         except _PILLOW_ERRORS as error:
@@ -196,6 +215,13 @@ def _open(data: bytes | BufferedReader[Any], max_pixels: int) -> Image.Image:
             Image.MAX_IMAGE_PIXELS = previous
     _check_pixels(*image.size, max_pixels)
     return image
+
+
+def _identified(stream: io.BytesIO | BufferedReader[Any]) -> Image.Image:
+    try:
+        return Image.open(stream, formats=_openable(common=True))
+    except UnidentifiedImageError:
+        return Image.open(stream, formats=_openable())
 
 
 def _decode_with_pillow(data: bytes, exif: str, alpha: str, max_pixels: int) -> tuple[Array, tuple[str, ...]]:
@@ -219,9 +245,21 @@ def _decode_with_pillow(data: bytes, exif: str, alpha: str, max_pixels: int) -> 
                 layer = image.convert("RGBA")
                 image = Image.new("RGBA", layer.size, (*_BACKGROUNDS[alpha], 255))
                 image.alpha_composite(layer)
-            return np.asarray(image.convert("RGB")), tuple(notes)
+            return _rgb(image), tuple(notes)
     except _PILLOW_ERRORS as error:
         raise SampleError("decode", _reason(error, "the image is damaged")) from error
+
+
+def _rgb(image: Image.Image) -> Array:
+    """`convert("RGB")` in strips, since Pillow's own copies take 4 and 3 bytes a pixel of the whole image."""
+    width, height = image.size
+    pixels = np.empty((height, width, 3), np.uint8)
+    rows = max(1, _STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        strip = image if rows >= height else image.crop((0, top, width, bottom))
+        pixels[top:bottom] = np.asarray(strip.convert("RGB"))
+    return pixels
 
 
 def _sample_bits(image: Image.Image, data: bytes) -> int:

@@ -15,9 +15,9 @@ from latentmill.demo_captions import captioned_half
 from latentmill.drawing import INK, PAPER, SOFT, font, thumbnail
 from latentmill.errors import DestinationError, LatentmillError, SettingsChangedError
 from latentmill.files import write_errors
-from latentmill.formats.containers import Reader
 from latentmill.formats.metadata import index_rows
 from latentmill.formats.payload import png_pixels
+from latentmill.formats.reader import Reader
 from latentmill.outcome import Result
 from latentmill.records import Array
 from latentmill.registry import MINI

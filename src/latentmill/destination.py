@@ -17,6 +17,7 @@ from latentmill.formats.containers import Container
 from latentmill.formats.layouts import layout_of
 from latentmill.formats.metadata import (
     DATASET_JSON,
+    INDEX_COLUMNS,
     INDEX_JSONL,
     METADATA_JSON,
     RECIPE_TOML,
@@ -167,7 +168,7 @@ def _clear_data(place: Container) -> None:
     for file in chain(_named_files(place), _numbered_files(place)):
         file.unlink(missing_ok=True)
         remove_empty_folders(file.parent, place.path)
-    for name in (EMPTY_CAPTION, DATASET_JSON, INDEX_JSONL):
+    for name in (EMPTY_CAPTION, DATASET_JSON, INDEX_COLUMNS, INDEX_JSONL):
         (place.path / name).unlink(missing_ok=True)
 
 

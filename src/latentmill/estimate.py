@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +15,15 @@ from latentmill.formats.metadata import LatentInfo
 from latentmill.outcome import Event, Tell
 from latentmill.records import Listing
 from latentmill.stages import Source
-from latentmill.system import available_memory
+from latentmill.system import available_memory, usable_cores
 
 _PROBE_IMAGES = 16
 _WORKER_BYTES = 70 << 20  # a worker process before its first image, measured
-DECODE_COPIES = 12  # bytes a source pixel takes at most: RGB array, Pillow's 4-byte copy, one resized copy, slack
+# Bytes that a source pixel takes at most while it is decoded, measured: the RGB array, and beside it the file and
+# Pillow's 4-byte image; of a JPEG, the file and, where it is turned upright, a second array.
+_DECODING_BYTES = 10
+_LOADING_SHARE = 0.25  # of the available memory
+_MAX_THREADS = 256
 _BATCHES_IN_FLIGHT = 4  # one loading, one being encoded, and those that wait to be written
 _SAFE_SHARE = 0.8  # of the available memory
 _PNG_OVERHEAD = 400
@@ -53,7 +59,7 @@ class Estimate:
 
     def memory(self, workers: int, batch_size: int) -> int:
         """Bytes of memory at most: every worker decodes one image and holds a few batches of results."""
-        a_worker = _WORKER_BYTES + self.largest * DECODE_COPIES + batch_size * _BATCHES_IN_FLIGHT * self.result_bytes
+        a_worker = _WORKER_BYTES + self.largest * _DECODING_BYTES + batch_size * _BATCHES_IN_FLIGHT * self.result_bytes
         return workers * a_worker + _WORKER_BYTES
 
     def announce(self, tell: Tell) -> None:
@@ -93,16 +99,27 @@ def fitted(estimate: Estimate, workers: int, batch_size: int, tell: Tell) -> tup
     return workers, batch_size
 
 
+def loading_threads(asked: int | None, largest: int) -> int:
+    """As asked; else one a core, as far as that many images of `largest` pixels can be decoded at once."""
+    if asked is not None:
+        return asked
+    room = (available_memory() or math.inf) * _LOADING_SHARE / (max(1, largest) * _DECODING_BYTES)
+    return max(1, min(usable_cores(), int(min(room, _MAX_THREADS))))
+
+
+def largest_of(sizes: Iterable[tuple[int, int]]) -> int:
+    """Pixels of the largest."""
+    return max((width * height for width, height in sizes), default=1)
+
+
 def probe_sizes(source: Source, listing: Listing) -> list[tuple[int, int]]:
     """(width, height) of a few images, spread over the source."""
-    stride = max(1, listing.count // _PROBE_IMAGES)
     sizes: list[tuple[int, int]] = []
-    for position, ref in enumerate(listing.refs()):
-        if position % stride == 0 and len(sizes) < _PROBE_IMAGES:
-            try:
-                sizes.append(image_size(source.read(ref)))
-            except SampleError:
-                continue
+    for ref in listing.spread(_PROBE_IMAGES):
+        try:
+            sizes.append(image_size(source.read(ref)))
+        except SampleError:
+            continue
     return sizes
 
 

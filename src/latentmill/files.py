@@ -6,19 +6,22 @@ import ctypes
 import errno
 import hashlib
 import os
-import re
+import platform
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from latentmill.checksums import crc32
 from latentmill.errors import DestinationError
+from latentmill.records import StoredFile
+from latentmill.wording import counted as counted
+from latentmill.wording import printable as printable
 
 DIGEST = "sha256-128"  # SHA-256, its first 128 bits as 32 hexadecimal digits
 _DIGEST_DIGITS = 32
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -126,10 +129,48 @@ def sync_filesystem(folder: Path) -> None:
         os.close(descriptor)
 
 
+def new_file(path: Path | str, keep: int = 0) -> int:
+    """A descriptor to write with, of a file whose first `keep` bytes stay, and at their end."""
+    flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0)
+    if not keep:
+        return os.open(path, flags | os.O_TRUNC, 0o666)
+    descriptor = os.open(path, flags, 0o666)
+    try:
+        os.ftruncate(descriptor, keep)
+        os.lseek(descriptor, keep, os.SEEK_SET)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def write_parts(descriptor: int, parts: Sequence[bytes | memoryview]) -> int:
+    """Write all of `parts` one after the other, uncopied; gives how many bytes that were."""
+    left = [memoryview(part).cast("B") for part in parts]
+    total = sum(map(len, left))
+    while left:
+        count = os.writev(descriptor, left) if hasattr(os, "writev") else os.write(descriptor, left[0])
+        while left and count >= len(left[0]):
+            count -= len(left.pop(0))
+        if left:
+            left[0] = left[0][count:]
+    return total
+
+
+def stored_file(name: str, data: bytes) -> StoredFile:
+    """What is recorded of an output file."""
+    return StoredFile(name, len(data), digest(data), crc32(data))
+
+
 def append_file(target: BinaryIO, source: Path) -> None:
     """Append a file's bytes to an open one."""
     with source.open("rb") as file:
         shutil.copyfileobj(file, target, 1 << 20)
+
+
+def process_name() -> str:
+    """Tells this process from any other that may write to the same folder, on another machine too."""
+    return f"{platform.node()}-{os.getpid()}"
 
 
 def remove_tree(folder: Path) -> None:
@@ -147,14 +188,3 @@ def remove_empty_folders(folder: Path, root: Path) -> None:
         except OSError:  # not empty
             return
         folder = folder.parent
-
-
-def printable(text: str) -> str:
-    """A path as it can be shown on one line: control characters, and bytes that are not UTF-8, become `\\xNN`."""
-    shown = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), shown)
-
-
-def counted(count: int, what: str) -> str:
-    """`1 image`, `1,000 images`; what: in the plural."""
-    return f"{count:,} {what.removesuffix('s') if count == 1 else what}"

@@ -15,8 +15,10 @@ from pathlib import Path
 
 from latentmill.errors import DestinationError
 from latentmill.files import digest, digest_lines, replace_bytes, replace_text, write_errors
+from latentmill.formats.columns_writer import ColumnsWriter, Row, write_columns
 from latentmill.formats.metadata import (
     DATASET_JSON,
+    INDEX_COLUMNS,
     INDEX_JSONL,
     METADATA_JSON,
     RECIPE_TOML,
@@ -154,6 +156,7 @@ def finish(
         for folder in folders.values():
             folder.mkdir(parents=True, exist_ok=True)
         index = {n: stack.enter_context((f / INDEX_JSONL).open("w", newline="\n")) for n, f in folders.items()}
+        columns = {o.name: ColumnsWriter(folders[o.name], o.container.is_zip) for o in outputs}
         labels = {o.name: _Labels(folders[o.name] / DATASET_JSON) for o in outputs if o.layout.labelled}
         rejects = stack.enter_context((work / "rejects").open("w", newline="\n"))
         for outcome in plan.outcomes():
@@ -162,6 +165,8 @@ def finish(
                 rejects.write(_reject_json(outcome) + "\n")
             for name in folders:
                 index[name].write(row_json(outcome, name) + "\n")
+                if name in outcome.files:
+                    columns[name].add(Row.of(outcome, name))
                 if name in outcome.files and name in labels:
                     labels[name].add(outcome.files[name].name, outcome.ref.label)
         for label_table in labels.values():
@@ -169,7 +174,9 @@ def finish(
     if tally.listed != plan.listed:
         raise DestinationError(f"the ledger holds {tally.listed:,} images of {plan.listed:,}; --overwrite starts anew")
     for output in reversed(outputs):  # the first output tells that the whole job is done
-        members = _metadata_files(output, describe[output.name], plan, tally, folders[output.name])
+        members = _metadata_files(
+            output, describe[output.name], plan, tally, folders[output.name], columns.pop(output.name)
+        )
         with write_errors(output.container.path):
             _side_files(output, tally, report, work / "rejects")
             if recipe and output is outputs[0]:
@@ -180,10 +187,10 @@ def finish(
 
 
 def _metadata_files(
-    output: Output, description: Description, plan: Plan, tally: Tally, folder: Path
+    output: Output, description: Description, plan: Plan, tally: Tally, folder: Path, columns: ColumnsWriter
 ) -> dict[str, Path]:
     """The files that lie beside the data, made in `folder`, by name."""
-    names = [INDEX_JSONL]
+    names = [INDEX_JSONL, INDEX_COLUMNS]
     if output.layout.labelled:
         names.append(DATASET_JSON)
     if description.text is not None:
@@ -194,6 +201,7 @@ def _metadata_files(
         text = description.text.model_copy(update={"empty_digest": digest(empty)})
         description = dataclasses.replace(description, text=text)
     metadata = _metadata(output, description, plan, tally, folder / INDEX_JSONL)
+    write_columns(folder / INDEX_COLUMNS, columns, metadata.index_digest)
     replace_text(folder / METADATA_JSON, metadata.to_json())
     return {name: folder / name for name in (*names, METADATA_JSON)}
 

@@ -43,7 +43,7 @@ class Live:
         self.rejected += event.rejected
         self.skipped += event.skipped
         self._tell()
-        if self.max_failures.exceeded(self.rejected, self.images):
+        if event.done > 0 and self.max_failures.exceeded(self.rejected, self.images):
             raise TooManyFailuresError(
                 f"{self.rejected:,} of {self.images:,} images were rejected, over --max-failures "
                 f"{self.max_failures}. What is committed stays; run again with a higher limit to go on"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from itertools import chain, zip_longest
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,11 +14,12 @@ from torch.utils.data import Dataset
 
 from latentmill.encoders.normalization import Affine, affine
 from latentmill.errors import ConfigError, SourceError
-from latentmill.formats.containers import Reader
-from latentmill.formats.layouts import layout_of_dataset
-from latentmill.formats.metadata import METADATA_JSON, WORK_FOLDER, Metadata, index_rows
-from latentmill.formats.repa import ImageLayout
+from latentmill.formats.columns import Texts
+from latentmill.formats.metadata import METADATA_JSON, WORK_FOLDER, Metadata
+from latentmill.loaders_arrays import ArrayFiles, PictureFiles
+from latentmill.loaders_draws import Draws
 from latentmill.loaders_index import read_index
+from latentmill.loaders_pairs import paired_columns
 from latentmill.loaders_text import TextFeatures, check_weights, encodings, names_of
 from latentmill.loaders_text import collate as collate
 from latentmill.loaders_variants import check_same_variant, found_variants, partners
@@ -73,6 +74,7 @@ def load(
     dataset = LatentDataset(folder, None if images is None else Path(images), normalize, posterior, variants)
     dataset.add_text([TextFeatures(each) for each in texts], captions, caption_dropout, missing_text)
     dataset.add_vision(_paths(vision or ()))
+    dataset.release()
     return dataset
 
 
@@ -112,17 +114,17 @@ class LatentDataset(Dataset[dict[str, Any]]):
             raise ConfigError(f"posterior must be sample or mean. Found: {posterior!r}")
         self.statistic, self.posterior = latent.statistic, posterior
         self.channels = model.latent_channels
-        self._layout, self._image_layout = layout_of_dataset(self.metadata), ImageLayout()
-        self._augmented = variants
+        self._path, self._augmented = latents, variants
         own = Variant.of(self.metadata.fingerprint)
         found = found_variants(latents, self.metadata) if variants else [(own, latents)]
         self.variants, places = [variant for variant, _ in found], [place for _, place in found]
-        self._readers = list(map(Reader, places))
         self._index = read_index(places, self.metadata)
-        self._images = (
-            [] if images is None else [self._pixels(*pair) for pair in zip(places, self._beside(images), strict=True)]
-        )
+        self._latents = [
+            ArrayFiles(place, self.metadata, table) for place, table in zip(places, self._index.tables, strict=True)
+        ]
+        self._images = [] if images is None else self._pictures(places, self._beside(images))
         self._affine = self._normalisation(normalize)
+        self._draws = Draws(self._affine, self.statistic == "moments", posterior == "sample")
         self._decoder: DecoderSpec | None = None
         self.text: dict[str, TextFeatures] = {}
         self.vision: dict[str, list[VisionFeatures]] = {}  # of every variant
@@ -134,19 +136,23 @@ class LatentDataset(Dataset[dict[str, Any]]):
         """Of another output, what goes with each of the variants."""
         return partners(root, self.variants) if self._augmented else [root]
 
-    @staticmethod
-    def _pixels(latents: Path, images: Path) -> Reader:
-        _check_pairs(latents, images)
-        return Reader(images)
+    def _pictures(self, latents: Sequence[Path], images: Sequence[Path]) -> list[PictureFiles]:
+        """The images of every variant, whose rows are those of its latents."""
+        found = []
+        for table, ours, theirs in zip(self._index.tables, latents, images, strict=True):
+            metadata, of_images = _metadata(ours, "latents"), _metadata(theirs, "images")
+            columns = paired_columns(table, metadata, of_images, ours, theirs)
+            found.append(PictureFiles(theirs, of_images, columns))
+        return found
 
     @property
     def numbers(self) -> Array:
-        """int64 (N,): every sample's number in the dataset's names."""
+        """Integers (N,), not to be written to: every sample's number in the dataset's names."""
         return self._index.numbers
 
     @property
     def labels(self) -> Array:
-        """int64 (N,); -1 where there is none."""
+        """Integers (N,), not to be written to; -1 where there is none."""
         return self._index.labels
 
     @property
@@ -158,7 +164,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         latent, model = self.metadata.latent, self.metadata.model
         assert latent is not None and model is not None
         size = [side * model.downscale_factor for side in latent.fixed_shape[1:]]
-        return np.tile(np.array(size, np.int64), (len(self), 1))
+        return np.broadcast_to(np.array(size, np.int64), (len(self), 2))
 
     def add_text(
         self,
@@ -188,7 +194,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
 
     def _pair_text(self, missing_text: MissingText) -> None:
         needed = list(self.text) if self._choice is None else names_of(self._choice[0], self.text)
-        keys = [self.key(position) for position in range(len(self))]
+        keys = self._index.keys()
         known = np.stack([self._aligned(self.text[name], keys) for name in needed])
         lacking = np.flatnonzero(~known.all(axis=0))
         if not len(lacking) or missing_text == "empty":
@@ -199,7 +205,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
                 f"({_some(keys, lacking)}): make them, or load with missing_text='drop' or 'empty'"
             )
         kept = np.flatnonzero(known.all(axis=0))
-        self.left_out = [keys[position] for position in lacking]
+        self.left_out = [keys[int(position)] for position in lacking]
         self._index.keep(kept)
         for name in needed:
             self.text[name].keep(kept)
@@ -208,23 +214,24 @@ class LatentDataset(Dataset[dict[str, Any]]):
 
     def add_vision(self, folders: Sequence[Path]) -> None:
         """Pair vision features with the samples, by the image's path; see `load`. Raises SourceError."""
-        keys = [self.key(position) for position in range(len(self))] if folders else []
+        keys = self._index.keys() if folders else Texts.of([])
         for folder in folders:
             name = name_of(folder)
             if name in self.vision:
                 raise SourceError(f"{self.vision[name][0].folder} and {folder} are both called {name}: rename one")
             found = [VisionFeatures(place) for place in self._beside(folder)]
-            check_same_variant(self.metadata, found[0].metadata, self._readers[0].path, folder)
-            self._index.known &= np.stack([self._aligned(features, keys) for features in found], axis=1)
-            lacking = np.flatnonzero(~self._index.known.any(axis=1))
+            check_same_variant(self.metadata, found[0].metadata, self._path, folder)
+            known = np.stack([self._aligned(features, keys) for features in found], axis=1) & self._index.known
+            lacking = np.flatnonzero(~known.any(axis=1))
             if len(lacking):
                 raise SourceError(
                     f"{len(lacking):,} of {len(keys):,} images have no features in {folder} ({_some(keys, lacking)}): "
                     "make them"
                 )
+            self._index.drop(known)
             self.vision[name] = found
 
-    def _aligned(self, features: TextFeatures | VisionFeatures, keys: list[str]) -> Array:
+    def _aligned(self, features: TextFeatures | VisionFeatures, keys: Texts) -> Array:
         known = features.align(keys)
         if not known.any():
             raise SourceError(
@@ -246,8 +253,17 @@ class LatentDataset(Dataset[dict[str, Any]]):
         shift = torch.tensor(statistics.mean).view(-1, 1, 1)
         return Affine(shift, torch.tensor([1 / max(value, 1e-12) for value in spread]).view(-1, 1, 1))
 
+    def release(self) -> None:
+        """Let go of the pages of the index that were looked at while opening."""
+        for table in self._index.tables:
+            table.release()
+        for text in self.text.values():
+            text.columns.release()
+        for vision in chain(*self.vision.values()):
+            vision.columns.release()
+
     def __len__(self) -> int:
-        return len(self.numbers)
+        return len(self._index)
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         if position < 0:
@@ -255,23 +271,19 @@ class LatentDataset(Dataset[dict[str, Any]]):
         if not 0 <= position < len(self):
             raise IndexError(position)
         number, key, variant = int(self.numbers[position]), self.key(position), self._index.draw(position)
-        data = self._readers[variant].read(self._layout.name(number, key))
-        stored = torch.from_numpy(self._layout.from_bytes(data)).float()
+        row = self._index.row(position, variant)
+        stored = self._latents[variant].read(row, number, key).astype(np.float32, copy=False)
         sample: dict[str, Any] = {"label": int(self.labels[position]), "key": key}
         if self._augmented:
             sample["flip"] = self.variants[variant].flip
         if self.statistic == "moments":
-            sample["moments"] = stored
-            mean, std = stored.chunk(2)
-            z = mean + std * torch.randn_like(std) if self.posterior == "sample" else mean
-        else:
-            z = stored
-        sample["latent"] = self._affine.apply(z)
+            sample["moments"] = torch.from_numpy(stored)
+        sample["latent"] = self._draws(stored)
         if self._images:
-            pixels = self._image_layout.from_bytes(self._images[variant].read(self._image_layout.name(number)))
-            sample["image"] = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-        if self._index.boxes is not None:
-            how = torch.from_numpy(self._index.boxes[position, variant].astype(np.int64))
+            sample["image"] = self._images[variant].read(row, number)
+        box = self._index.box(position, variant)
+        if box is not None:
+            how = torch.from_numpy(box)
             sample |= {"size": how[:2], "crop": how[2:6], "bucket": how[6:]}
         if self.vision:
             sample["vision"] = {name: found[variant].read(position, key) for name, found in self.vision.items()}
@@ -289,7 +301,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
 
     def key(self, position: int) -> str:
         """The source image's path relative to the source."""
-        return self._index.keys[position]
+        return self._index.key(position)
 
     def denormalize(self, latent: torch.Tensor) -> torch.Tensor:
         """The exact inverse of the normalisation, of `latent` (…, C, h, w): what the VAE's decoder takes."""
@@ -343,29 +355,13 @@ def _discovered(folder: Path) -> tuple[Path, list[Path]]:
     return latents[0], [path for path, metadata in made.items() if metadata is not None and metadata.kind == "text"]
 
 
-def _some(keys: Sequence[str], positions: Array) -> str:
+def _some(keys: Texts, positions: Array) -> str:
     """A few of these keys, for a message."""
-    return ", ".join(keys[position] for position in positions[:_SHOWN]) + (", …" if len(positions) > _SHOWN else "")
+    named = [keys[int(position)] for position in positions[:_SHOWN]]
+    return ", ".join(named) + (", …" if len(positions) > _SHOWN else "")
 
 
 def _is_variant_of_another(path: Path, metadata: Metadata | None, others: Sequence[Path]) -> bool:
     """Whether this is an augmented variant that lies beside its plain dataset, which stands for both."""
     variant = Variant.of(metadata.fingerprint) if metadata is not None else PLAIN
     return bool(variant.suffix) and any(variant.beside(other) == path for other in others)
-
-
-def _check_pairs(latents: Path, images: Path) -> None:
-    """Refuse images that are not those of the latents: by number, and by what both say they were made from."""
-    metadata, of_images, of_photos = _metadata(latents, "latents"), _metadata(images, "images"), False
-    ours = (row for row in index_rows(latents) if "name" in row)
-    theirs = (row for row in index_rows(images) if "name" in row)
-    for latent, image in zip_longest(ours, theirs):  # both are in order of number
-        if image is None or (latent is not None and latent["index"] < image["index"]):
-            raise SourceError(f"{latent['name']} has no image in {images}")
-        if latent is None or image["index"] < latent["index"]:
-            raise SourceError(f"{image['name']} has no latent in {latents}")
-        if latent["source"] not in (image["digest"], image["source"]):
-            raise SourceError(f"{latent['name']} was made from other bytes than {image['name']} in {images}")
-        of_photos |= latent["source"] != image["digest"]
-    if of_photos:  # which both must show alike
-        check_same_variant(metadata, of_images, latents, images)

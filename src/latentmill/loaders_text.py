@@ -10,41 +10,16 @@ import numpy as np
 import torch
 
 from latentmill.errors import ConfigError, SourceError
-from latentmill.formats.containers import Reader
+from latentmill.formats.columns import Texts
 from latentmill.formats.layouts import layout_of_dataset
-from latentmill.formats.metadata import METADATA_JSON, Metadata, index_rows
+from latentmill.formats.metadata import METADATA_JSON, Metadata
 from latentmill.formats.pixart import PixArtText
+from latentmill.formats.reader import Reader
+from latentmill.loaders_index import read_columns
+from latentmill.loaders_keys import ABSENT, found_in
 from latentmill.records import Array
 
 CHOSEN = "caption"  # the name of a caption that was chosen by weights
-
-
-class Texts:
-    """Many texts held as one, with the ends of each: small, and shared by forked workers."""
-
-    def __init__(self) -> None:
-        self._joined, self._ends = bytearray(), [0]
-
-    def add(self, text: str) -> None:
-        self._joined += text.encode("utf-8", "surrogateescape")
-        self._ends.append(len(self._joined))
-
-    def close(self) -> Texts:
-        self._text, self._bounds = bytes(self._joined), np.array(self._ends, np.int64)
-        del self._joined, self._ends
-        return self
-
-    def __len__(self) -> int:
-        return len(self._bounds) - 1
-
-    def __getitem__(self, position: int) -> str:
-        """A text by its position; negative ones count from the end."""
-        if position < 0:
-            position += len(self)
-        if not 0 <= position < len(self):
-            raise IndexError(position)
-        start, end = self._bounds[position], self._bounds[position + 1]
-        return self._text[start:end].decode("utf-8", "surrogateescape")
 
 
 class Encoding(NamedTuple):
@@ -66,42 +41,37 @@ class TextFeatures:
         layout = layout_of_dataset(metadata)
         assert isinstance(layout, PixArtText)
         self._layout, self._reader = layout, Reader(folder)
-        self.captions = Texts()
-        self._known = np.zeros(0, bool)
+        self.columns = read_columns(folder, metadata)
+        self._rows = np.zeros(0, np.int32)  # of a sample's features
 
     @property
     def name(self) -> str:
         """Of the caption, and of its encoder where that is one of several: `prompt`, `prompt/clip-l`."""
         return f"{self.info.label}/{self.info.encoder}" if self.info.encoder else self.info.label
 
-    def align(self, keys: Sequence[str]) -> Array:
-        """Take up the captions of these samples; gives which of them have features."""
-        positions = {key: position for position, key in enumerate(keys)}
-        found: list[str | None] = [None] * len(keys)
-        for row in index_rows(self.folder):
-            if "name" in row and row["key"] in positions:
-                found[positions[row["key"]]] = row["caption"]
-        captions = Texts()
-        for caption in found:
-            captions.add(caption or "")
-        self.captions = captions.close()
-        self._known = np.array([caption is not None for caption in found])
-        return self._known
+    def align(self, keys: Texts | Sequence[str]) -> Array:
+        """Find the features of these samples; gives which of them have some."""
+        wanted = keys if isinstance(keys, Texts) else Texts.of(keys)
+        self._rows = found_in(wanted, self.columns.keys).astype(np.int32)
+        known: Array = self._rows != ABSENT
+        return known
 
     def keep(self, positions: Array) -> None:
         """Drop all samples but these."""
-        captions = Texts()
-        for position in positions:
-            captions.add(self.captions[position])
-        self.captions, self._known = captions.close(), self._known[positions]
+        self._rows = self._rows[positions]
+
+    def caption(self, position: int) -> str:
+        """The caption at this position; "" where the sample has none."""
+        row, captions = int(self._rows[position]), self.columns.captions
+        return "" if row == ABSENT or captions is None else captions[row]
 
     def read(self, position: int, key: str, *, empty: bool = False) -> Encoding:
         """Features at the stored positions; of the empty caption where asked, or where the sample has none."""
-        empty = empty or not self._known[position]
+        empty = empty or self._rows[position] == ABSENT
         data = self._reader.read(self.info.empty if empty else self._layout.name(position, key))
         array, pooled = self._layout.both_of(data)
         return Encoding(
-            "" if empty else self.captions[position],
+            "" if empty else self.caption(position),
             torch.from_numpy(array) if self._layout.features else None,
             None if pooled is None else torch.from_numpy(pooled),
         )

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from latentmill.errors import SourceError
-from latentmill.formats.containers import Reader
-from latentmill.formats.layouts import layout_of_dataset
-from latentmill.formats.metadata import METADATA_JSON, Metadata, index_rows
+from latentmill.formats.columns import Texts
+from latentmill.formats.metadata import METADATA_JSON, Metadata
+from latentmill.loaders_arrays import ArrayFiles
+from latentmill.loaders_index import read_columns
+from latentmill.loaders_keys import ABSENT, found_in
 from latentmill.records import Array
-
-_NONE = -1
 
 
 def name_of(folder: Path) -> str:
@@ -36,26 +36,24 @@ class VisionFeatures:
                 f"{folder} holds no vision features that latentmill made (no {METADATA_JSON} of that kind)"
             )
         self.folder, self.metadata, self.info = folder, metadata, metadata.vision
-        self._layout, self._reader = layout_of_dataset(metadata), Reader(folder)
-        self._numbers = np.zeros(0, np.int64)  # of a sample's file, in its layout
+        self.columns = read_columns(folder, metadata)
+        self._files = ArrayFiles(folder, metadata, self.columns)
+        self._rows = np.zeros(0, np.int32)  # of a sample's file
 
-    def align(self, keys: Sequence[str]) -> Array:
+    def align(self, keys: Texts | Sequence[str]) -> Array:
         """Find the features of these samples; gives which of them have some."""
-        positions = {key: position for position, key in enumerate(keys)}
-        self._numbers = np.full(len(keys), _NONE, np.int64)
-        for row in index_rows(self.folder):
-            if "name" in row and row["key"] in positions:
-                self._numbers[positions[row["key"]]] = row["index"]
-        known: Array = self._numbers != _NONE
+        wanted = keys if isinstance(keys, Texts) else Texts.of(keys)
+        self._rows = found_in(wanted, self.columns.keys).astype(np.int32)
+        known: Array = self._rows != ABSENT
         return known
 
     def keep(self, positions: Array) -> None:
         """Drop all samples but these."""
-        self._numbers = self._numbers[positions]
+        self._rows = self._rows[positions]
 
     def read(self, position: int, key: str) -> torch.Tensor:
         """(N, D), (1, D) or (1 + N, D), as stored: float32 or float16. Raises SourceError where the sample has none."""
-        number = int(self._numbers[position])
-        if number == _NONE:
+        row = int(self._rows[position])
+        if row == ABSENT:
             raise SourceError(f"{key} has no vision features in {self.folder}")
-        return torch.from_numpy(self._layout.from_bytes(self._reader.read(self._layout.name(number, key))))
+        return torch.from_numpy(self._files.read(row, int(self.columns.number[row]), key))

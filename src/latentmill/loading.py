@@ -4,45 +4,57 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from latentmill.decoding import DEFAULT_MAX_PIXELS, decode
-from latentmill.encoders.text import TextEncoderSpec
+from latentmill.decoding import DEFAULT_MAX_PIXELS, decode_reduced
 from latentmill.errors import ConfigError, SampleError
 from latentmill.formats.payload import npy_array
 from latentmill.records import TRUNCATED, Array, Geometry, Sample, SampleRef
 from latentmill.transforms.bucket import BucketTable
 from latentmill.transforms.crop import CROPS, PLACED, crop_geometry
 from latentmill.transforms.fit import geometry, resampled
-from latentmill.transforms.variant import PLAIN, Variant, mirrored
+from latentmill.transforms.reduction import BucketReduction, CropReduction, Reduction
+from latentmill.transforms.resample import mirrored
+from latentmill.transforms.variant import PLAIN, Variant
+
+if TYPE_CHECKING:
+    from latentmill.encoders.text import TextEncoderSpec
 
 
 class Decoded(NamedTuple):
-    """A decoded photo: uint8 HWC RGB pixels, and notes on it."""
+    """A decoded photo: uint8 HWC RGB pixels, and notes on it. halvings: how often its sides were, while decoding."""
 
     pixels: Array
     notes: tuple[str, ...]
+    halvings: int = 0
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the whole photo."""
+        return self.pixels.shape[0] << self.halvings, self.pixels.shape[1] << self.halvings
 
 
 @dataclass(frozen=True)
 class DecodeImage:
-    """Bytes of a photo to its pixels; see `decoding.decode`."""
+    """Bytes of a photo to its pixels; see `decoding.decode`. reduction: how far it may be decoded at reduced scale."""
 
     exif: str
     alpha: str
     max_pixels: int
+    reduction: Reduction | None = None
 
     def __call__(self, data: bytes) -> Decoded:
-        return Decoded(*decode(data, exif=self.exif, alpha=self.alpha, max_pixels=self.max_pixels))
+        return Decoded(*decode_reduced(data, self.reduction, self.exif, self.alpha, self.max_pixels))
 
 
 @dataclass(frozen=True)
 class ImageLoad:
     """Crop a photo, as its variant says. result_size: the (width, height) that every result must have.
 
-    Of a crop elsewhere than in the centre the geometry is kept; it is that of the photo before mirroring.
+    Of a crop elsewhere than in the centre the geometry is kept; it is that of the whole photo before mirroring.
+    fast: a JPEG may be decoded at reduced scale; see `transforms.reduction`.
     """
 
     transform: str
@@ -52,14 +64,20 @@ class ImageLoad:
     result_size: tuple[int, int] | None
     max_pixels: int = DEFAULT_MAX_PIXELS
     variant: Variant = PLAIN
+    fast: bool = False
 
     @property
     def decode(self) -> DecodeImage:
-        return DecodeImage(self.exif, self.alpha, self.max_pixels)
+        return DecodeImage(self.exif, self.alpha, self.max_pixels, self._reduction())
+
+    def _reduction(self) -> CropReduction | None:
+        if not self.fast or self.resolution is None or (self.transform == "center-crop" and self.variant.crop):
+            return None
+        return CropReduction(self.transform, self.resolution)
 
     def __call__(self, ref: SampleRef, decoded: Decoded) -> Sample | None:
         """Raises SampleError, and ConfigError when images differ in size and no resolution was asked for."""
-        cropped, how = self._cropped(decoded.pixels, ref.key)
+        cropped, how = self._cropped(decoded, ref.key)
         if cropped is None:
             return None
         height, width = cropped.shape[:2]
@@ -68,8 +86,8 @@ class ImageLoad:
         result = mirrored(cropped) if self.variant.flip else np.ascontiguousarray(cropped)
         return Sample(ref, result, "", decoded.notes, how)
 
-    def _cropped(self, pixels: Array, key: str) -> tuple[Array | None, Geometry | None]:
-        size: tuple[int, int] = pixels.shape[:2]
+    def _cropped(self, decoded: Decoded, key: str) -> tuple[Array | None, Geometry | None]:
+        pixels, size = decoded.pixels, decoded.size
         width, height = self.resolution or size[::-1]
         place = self.variant.place(key)
         if place is None:
@@ -90,7 +108,7 @@ def differing_sizes(key: str, size: tuple[int, int], first: tuple[int, int]) -> 
 class BucketLoad:
     """Bring a photo to the nearest bucket's size, as its variant says; see `transforms.fit`.
 
-    The geometry is that of the photo before mirroring.
+    The geometry is that of the whole photo before mirroring. fast: see `transforms.reduction`.
     """
 
     table: BucketTable
@@ -100,25 +118,26 @@ class BucketLoad:
     alpha: str
     max_pixels: int = DEFAULT_MAX_PIXELS
     variant: Variant = PLAIN
+    fast: bool = False
 
     @property
     def decode(self) -> DecodeImage:
-        return DecodeImage(self.exif, self.alpha, self.max_pixels)
+        reduction = BucketReduction(self.table, self.fit) if self.fast else None
+        return DecodeImage(self.exif, self.alpha, self.max_pixels, reduction)
 
     def __call__(self, ref: SampleRef, decoded: Decoded) -> Sample | None:
         """Raises SampleError, also where the image has not the size that its row or header said."""
         if ref.size is None:
             raise SampleError("read", "its header could not be read when the job began; run the job again")
-        pixels, notes = decoded
-        size = pixels.shape[0], pixels.shape[1]
+        size = decoded.size
         if size != ref.size:
             raise SampleError(
                 "decode",
                 f"the image is {size[1]}x{size[0]} (width x height), its row says {ref.size[1]}x{ref.size[0]}",
             )
         how = geometry(self.fit, size, self.table.nearest(*size).size, self.variant.place(ref.key))
-        shown = resampled(pixels, how, self.resample)
-        return Sample(ref, mirrored(shown) if self.variant.flip else shown, "", notes, how)
+        shown = resampled(decoded.pixels, how, self.resample)
+        return Sample(ref, mirrored(shown) if self.variant.flip else shown, "", decoded.notes, how)
 
 
 class DecodeText:

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from latentmill.errors import DestinationError
 from latentmill.files import replace_text, replacing
@@ -29,6 +29,7 @@ from latentmill.records import Outcome, SampleRef, ShardReport
 
 PLAN_FORMAT = 2
 _MERGED_FILES = 256  # ledger entries read side by side
+_decoder = json.JSONDecoder()
 
 
 class Kept(NamedTuple):
@@ -85,7 +86,7 @@ class Plan:
         with (self.folder / "samples.jsonl").open("rb") as file:
             file.seek(offset)
             for _ in range(count):
-                first, values, more = json.loads(file.readline())
+                first, values, more = _parsed(file.readline().decode())
                 index, key, stat, label, where, found, fault = values
                 size = more.pop("size", None)
                 yield (
@@ -107,6 +108,9 @@ class Plan:
     def done(self) -> list[int]:
         """The committed shards, ascending."""
         return sorted(int(path.stem) for path in (self.folder / "shards").glob("*.jsonl"))
+
+    def is_done(self, shard: int) -> bool:
+        return self._entry(shard).exists()
 
     def report(self, shard: int) -> ShardReport:
         with self._entry(shard).open() as file:
@@ -170,6 +174,11 @@ class Plan:
         replace_text(self.folder / name, "")
 
 
+def _parsed(line: str) -> Any:
+    """A line of the work folder, which holds one JSON value and was written whole."""
+    return _decoder.raw_decode(line)[0]
+
+
 def _key(item: Kept) -> str:
     return item.outcome.ref.key
 
@@ -182,7 +191,7 @@ def _read_outcomes(path: Path) -> Iterator[Outcome]:
     with path.open() as file:
         file.readline()
         for line in file:
-            yield row_outcome(json.loads(line))
+            yield row_outcome(_parsed(line))
 
 
 def _read_kept(path: Path) -> Iterator[Kept]:
@@ -190,7 +199,7 @@ def _read_kept(path: Path) -> Iterator[Kept]:
         return
     with path.open() as file:
         for line in file:
-            row = json.loads(line)
+            row = _parsed(line)
             yield Kept(row_outcome(row["row"]), row["where"])
 
 

@@ -13,7 +13,7 @@ from latentmill.records import Outcome, SampleRef, StoredFile, everything
 from latentmill.stages import Load, Source
 
 SameContent = Callable[[SampleRef, Outcome], bool]
-RETRIED = ("read", "memory")  # stages whose rejects a rerun tries again
+RETRIED = ("read", "memory", "worker")  # stages whose rejects a rerun tries again
 Matcher = Callable[[Iterable[SampleRef], Iterator[Kept]], Iterator[tuple[SampleRef | None, Kept | None]]]
 
 

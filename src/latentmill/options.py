@@ -71,6 +71,11 @@ class Tiling(StrEnum):
     never = "never"
 
 
+class Resize(StrEnum):
+    exact = "exact"
+    fast = "fast"
+
+
 class Flip(StrEnum):
     none = "none"
     both = "both"
@@ -110,9 +115,29 @@ CheckOption = Annotated[
     Check, typer.Option(help="How a rerun sees that an image changed: size and time, or its content.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew where latentmill made something before.")]
+TrustSource = Annotated[
+    bool,
+    typer.Option(
+        "--trust-source",
+        help="Take the source to be as it was, unlisted, where the result is finished or begun.",
+    ),
+]
 ExifOption = Annotated[Exif, typer.Option(help="Keep the stored orientation, or turn pictures upright.")]
 AlphaOption = Annotated[Alpha, typer.Option(help="Drop transparency, or lay the picture on white or black.")]
-Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="Where to compute.")]
+Device = Annotated[
+    str,
+    typer.Option(
+        metavar="DEVICE",
+        help="auto, cpu, mps, cuda (every GPU), cuda:0,1, or cpu:N: an encoder process for each of N.",
+    ),
+]
+RunnerOption = Annotated[
+    str, typer.Option("--runner", metavar="local|ray", help="This machine, or a Ray cluster with a shared file system.")
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(metavar="HOST:PORT", help="Cluster to join, or auto. Default: RAY_ADDRESS, else one started here."),
+]
 
 # of the text-to-image commands
 
@@ -186,6 +211,19 @@ TilingOption = Annotated[
         help="Encode in tiles: images that do not fit in memory, all larger ones, or none.", rich_help_panel=_VAE
     ),
 ]
+ChannelsLast = Annotated[
+    bool,
+    typer.Option(
+        "--channels-last", help="NHWC in memory: faster on a GPU; latents differ a little.", rich_help_panel=_VAE
+    ),
+]
+CompileOption = Annotated[
+    bool,
+    typer.Option(
+        "--compile", help="torch.compile, once for each shape: faster on a GPU; latents differ a little.",
+        rich_help_panel=_VAE,
+    ),
+]  # fmt: skip
 StoredDtype = Annotated[SaveDtype, typer.Option(help="Precision of the stored latents.", rich_help_panel=_VAE)]
 PixelRange = Annotated[str, typer.Option(metavar="-1,1|0,1", help="Range of the VAE's input.", rich_help_panel=_VAE)]
 Revision = Annotated[str | None, typer.Option(help="Of the VAE's hub repository.", rich_help_panel=_VAE)]
@@ -219,6 +257,10 @@ TokenBudget = Annotated[
 ]
 TextRevision = Annotated[str | None, typer.Option(help="Of the text encoder's hub repository.", rich_help_panel=_TEXT)]
 
+ResizeOption = Annotated[
+    Resize,
+    typer.Option(help="fast decodes large JPEGs at reduced scale: of photos within 42 dB or better, not bit for bit."),
+]
 FlipOption = Annotated[
     Flip, typer.Option(help="both: every image mirrored too, in DEST-flip, for a loader to pick from.")
 ]

@@ -5,14 +5,19 @@ Each job keeps its own plan, ledger and lock, so that each can be resumed, updat
 
 from __future__ import annotations
 
+import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 from latentmill.batching import ByCount
-from latentmill.config_types import LOCAL
+from latentmill.beginning import begin
+from latentmill.config_types import LOCAL, RAY
 from latentmill.destination import stored_fingerprint
 from latentmill.errors import LatentmillError, TooManyFailuresError
 from latentmill.files import counted
@@ -24,18 +29,21 @@ from latentmill.runners.local import run_local
 from latentmill.stages import EncoderSpec
 from latentmill.worker import Part, Task, Unit
 
+_WHOLE = 256  # images that a shard must be a multiple of, at most
+
 
 @dataclass(frozen=True)
 class Prepared:
     """A job that has been checked and told, and only waits to be run.
 
-    bytes: of its outputs on the disk, about. runner: by name.
+    bytes: of its outputs on the disk, about. runner: by name. address: of a Ray cluster.
     """
 
     job: Job
     listing: Listing
     bytes: int = 0
     runner: str = LOCAL
+    address: str | None = None
 
     def run(self) -> Result:
         """Run it alone. Raises LatentmillError."""
@@ -52,7 +60,7 @@ def run_pass(jobs: Sequence[Prepared], then: Callable[[], None] | None = None) -
     on; its error stands in the place of its result. Any other failure ends the pass, and what is committed stays.
     then: called when all is made, while no other process may write there.
     """
-    run = runner_of(jobs[0].runner)
+    run = runner_of(jobs[0].runner, jobs[0].address)
     for each in jobs:
         _announce(each)
     _align([each.job for each in jobs])
@@ -74,7 +82,7 @@ def run_pass(jobs: Sequence[Prepared], then: Callable[[], None] | None = None) -
 
 def _announce(prepared: Prepared) -> None:
     tell, listing = prepared.job.tell, prepared.listing
-    if not any(map(listing.wanted, listing.refs())):
+    if not listing.trusted and not any(map(listing.wanted, listing.refs())):
         tell(Event("warning", f"no row is in the slice; the source has {listing.count:,}"))
     for warning in listing.warnings:
         tell(Event("warning", warning))
@@ -83,8 +91,11 @@ def _announce(prepared: Prepared) -> None:
 def _align(jobs: Sequence[Job]) -> None:
     """Let jobs that worker processes share begin their shards at the same images, so that units are many and small.
 
-    Batches get smaller, since a worker holds those of every job.
+    Batches of pixels alone get smaller, since a worker holds those of every job. An encoder's stay what they are.
     """
+    if encoding := [job for job in jobs if job.encoder is not None]:
+        _align_shards(jobs, min(job.workers for job in encoding))
+        return
     if len(jobs) < 2 or not all(job.workers > 1 and isinstance(job.batching, ByCount) for job in jobs):
         return
     workers, size = min(job.workers for job in jobs), max(1, min(job.batch_size for job in jobs) // len(jobs))
@@ -100,12 +111,19 @@ def _align(jobs: Sequence[Job]) -> None:
         job.workers, job.batch_size, job.batching, job.measure = workers, size, ByCount(size), measured
 
 
+def _align_shards(jobs: Sequence[Job], workers: int) -> None:
+    """Shards of whole batches of every job, as far as that makes none too large; as many processes as the encoders."""
+    whole = math.lcm(*(job.batch_size for job in jobs if isinstance(job.batching, ByCount)))
+    for job in jobs:
+        job.workers, job.whole = workers, whole if len(jobs) > 1 and workers > 1 and whole <= _WHOLE else 1
+
+
 def _share_time(jobs: Sequence[Job]) -> None:
     """Let shards be as long as the pass takes for them, of which each job is a part: a kill costs no more than alone.
 
     What is there already may have nothing left to do, and is not measured for the others.
     """
-    if len(jobs) < 2 or all(job.workers > 1 for job in jobs):
+    if len(jobs) < 2 or all(job.workers > 1 and job.encoder is None for job in jobs):
         return
     own = [job.measure for job in jobs]
     new = [number for number, job in enumerate(jobs) if job.overwrite or not stored_fingerprint(job.primary)]
@@ -150,15 +168,21 @@ def _begun(prepared: Prepared, lock: ExitStack) -> Begun:
     """Plan a job. Raises LatentmillError, and then lets go of its lock."""
     with ExitStack() as refused:
         refused.push(lock)
-        begun = prepared.job.begin(prepared.listing)
+        begun = begin(prepared.job, prepared.listing)
         refused.pop_all()
     return begun
 
 
-def runner_of(name: str) -> Runner:
-    """The local runner, or one that another package brings. Raises ConfigError."""
+def runner_of(name: str, address: str | None = None) -> Runner:
+    """The local runner, Ray's for the cluster at an address, or another package's. Raises ConfigError."""
     if name == LOCAL:
         return run_local
+    if name == RAY:
+        from latentmill.runners.ray_actors import run_ray
+        from latentmill.runners.ray_cluster import check_installed
+
+        check_installed()
+        return partial(run_ray, address=address)
     found: Runner = load(RUNNERS, name)
     return found
 
@@ -172,7 +196,10 @@ def _execute(jobs: Sequence[tuple[Job, Begun]], run: Runner) -> float:
         return 0.0
     parts = tuple(job.part(begun.plan) for job, begun, _ in left if begun.plan is not None)
     workers = min(job.workers for job, _, _ in left)
-    units = units_of(parts, [begun.todo for _, begun, _ in left], workers)
+    apart = workers > 1 or run is not run_local  # in processes of their own
+    units = units_of(parts, [begun.todo for _, begun, _ in left], workers + (apart and workers == 1))
+    if apart:
+        close_models([job for job, _ in jobs])  # each process loads its own
 
     def emit(part: int, event: Progress | ShardReport) -> None:
         job, _, follower = left[part]
@@ -182,10 +209,17 @@ def _execute(jobs: Sequence[tuple[Job, Begun]], run: Runner) -> float:
             raise TooManyFailuresError(f"{job.called}{error}") from error
 
     started = time.monotonic()
-    task = Task(parts, max(job.load_threads for job, _, _ in left))
+    jobs_left = [job for job, _, _ in left]
+    task = Task(parts, max(job.load_threads for job in jobs_left), _devices(jobs_left), not apart)
     run(task, units, min(workers, len(units)), emit)
     _check_done([begun for _, begun, _ in left])
     return time.monotonic() - started
+
+
+def _devices(jobs: Sequence[Job]) -> tuple[str, ...]:
+    """Of each process: GPUs, where any job's encoder runs on them."""
+    told = sorted((job.devices for job in jobs if job.devices), key=lambda devices: devices[0] == "cpu")
+    return told[0] if told else ()
 
 
 def _check_done(jobs: Sequence[Begun]) -> None:
@@ -203,24 +237,54 @@ def units_of(parts: Sequence[Part], todo: Sequence[Sequence[int]], workers: int)
         return [tuple(tuple(shards) for shards in todo)]
     if len(parts) == 1:
         return [((shard,),) for shard in todo[0]]
-    spans = sorted((*_span(part, shard), number, shard) for number, part in enumerate(parts) for shard in todo[number])
+    spans = [{shard: _span(part, shard) for shard in shards} for part, shards in zip(parts, todo, strict=True)]
+    units = _disjoint(spans)
+    return units if len(units) >= workers else max(units, _neighbours(spans), key=len)
+
+
+class _Span(NamedTuple):
+    """Of a shard, the keys of its first image, of the middle one and of the last, in order of key."""
+
+    first: str
+    middle: str
+    last: str
+
+
+_Spans = Sequence[Mapping[int, _Span]]  # of each part, by shard
+
+
+def _span(part: Part, shard: int) -> _Span:
+    keys = sorted(ref.key for ref in part.plan.refs(shard))
+    return _Span(keys[0], keys[len(keys) // 2], keys[-1])
+
+
+def _disjoint(spans: _Spans) -> list[Unit]:
+    """Units that have no image in common."""
+    in_order = sorted((*span, number, shard) for number, own in enumerate(spans) for shard, span in own.items())
     units: list[Unit] = []
-    group: list[list[int]] = [[] for _ in parts]
+    group: list[list[int]] = [[] for _ in spans]
     reach = ""
-    for first, last, number, shard in spans:
+    for first, _, last, number, shard in in_order:
         if first > reach and any(group):
             units.append(tuple(map(tuple, group)))
-            group = [[] for _ in parts]
+            group = [[] for _ in spans]
         group[number].append(shard)
         reach = max(reach, last)
     units.append(tuple(map(tuple, group)))
     return units
 
 
-def _span(part: Part, shard: int) -> tuple[str, str]:
-    """The first and the last key of a shard."""
-    keys = [ref.key for ref in part.plan.refs(shard)]
-    return min(keys), max(keys)
+def _neighbours(spans: _Spans) -> list[Unit]:
+    """As many units as the part of fewest shards has; where shards overlap, an image of two units is decoded twice.
+
+    A shard goes where the middle of its images lies.
+    """
+    starts = sorted(span.first for span in min(filter(None, spans), key=len).values())
+    groups: list[list[list[int]]] = [[[] for _ in spans] for _ in starts]
+    for number, own in enumerate(spans):
+        for shard, span in own.items():
+            groups[max(0, bisect_right(starts, span.middle) - 1)][number].append(shard)
+    return [tuple(tuple(sorted(shards)) for shards in group) for group in groups if any(group)]
 
 
 def close_models(jobs: Sequence[Job]) -> None:
@@ -229,6 +293,9 @@ def close_models(jobs: Sequence[Job]) -> None:
         close = getattr(job.encoder, "close", None)
         if close is not None:
             close()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 @contextmanager

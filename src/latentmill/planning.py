@@ -13,6 +13,7 @@ from typing import BinaryIO, NamedTuple
 
 from latentmill.files import LineDigest, digest_lines, remove_tree, replace_text, replacing, write_errors
 from latentmill.formats.metadata import Value, row_json
+from latentmill.formats.rows import compact, quoted
 from latentmill.manifest import PLAN_FORMAT, Kept, Plan
 from latentmill.matching import Matcher
 from latentmill.records import Listing, SampleRef, everything
@@ -42,6 +43,21 @@ def listing_digest(listing: Listing) -> str:
 def _listing_line(ref: SampleRef) -> str:
     line = f"{ref.index} {ref.key} {ref.stat} {ref.label} {ref.digest}"
     return f"{line} {ref.size} {ref.skip}" if ref.size or ref.skip else line
+
+
+def _planned_line(ref: SampleRef, first: bool) -> bytes:
+    """What `Plan.refs` reads: whether the image begins a batch, what all images have, and what only some have."""
+    label = "null" if ref.label is None else ref.label
+    where = compact(ref.where) if ref.where else "[]"
+    more: dict[str, object] = {}
+    if ref.caption is not None or ref.size is not None or ref.skip:
+        more = {name: getattr(ref, name) for name in ("skip", "size", "tokens") if getattr(ref, name)}
+        if ref.caption is not None:
+            more["caption"] = ref.caption
+    return (
+        f"[{int(first)},[{ref.index},{quoted(ref.key)},{quoted(ref.stat)},{label},{where},{quoted(ref.digest)},"
+        f"{quoted(ref.fault)}],{compact(more) if more else '{}'}]\n"
+    ).encode()
 
 
 def _kept_line(item: Kept) -> bytes:
@@ -80,12 +96,13 @@ def write_plan(
     *,
     fingerprint: dict[str, Value],
     layouts: dict[str, str],
-    asked_digest: str,
+    asked_digest: str | None = None,
     update: Update | None = None,
 ) -> tuple[Plan | None, Changes]:
     """Write the next plan of a work folder, and remove the ones before it; None where an update was not accepted.
 
-    shard_size: asked once there is anything to compute.
+    shard_size: asked once there is anything to compute. asked_digest: of the listing; None where it is not known yet,
+    which spares listing twice.
     """
     last = max((int(path.name[5:]) for path in work.glob("plan-*")), default=0)
     folder = work / f"plan-{last + 1:04d}"
@@ -107,7 +124,7 @@ def write_plan(
         last + 1,
         update=update is not None,
         listed=writer.listed,
-        asked_digest=asked_digest,
+        asked_digest=asked_digest or (source if listing.wanted is everything else listing_digest(listing)),
         source_digest=source,
         fingerprint=fingerprint,
         layouts=layouts,
@@ -171,13 +188,7 @@ class _PlanWriter:
         return self._digest.hex()
 
     def compute(self, ref: SampleRef, first: bool) -> bytes:
-        row = [ref.index, ref.key, ref.stat, ref.label, ref.where, ref.digest, ref.fault]
-        more: dict[str, object] = {}
-        if ref.caption is not None or ref.size is not None or ref.skip:
-            more = {name: getattr(ref, name) for name in ("skip", "size", "tokens") if getattr(ref, name)}
-            if ref.caption is not None:
-                more["caption"] = ref.caption
-        line = json.dumps([int(first), row, more], separators=(",", ":")).encode() + b"\n"
+        line = _planned_line(ref, first)
         size = self.shard_size  # at the first sample too: measuring may refuse the job, and as yet there is no plan
         if not self.shards or (first and (self.shards[-1][1] >= size.images or self.cost >= size.cost)):
             self.shards.append((self.offset, 0))

@@ -111,6 +111,7 @@ class MakeLayout(Protocol):
 class Runner(Protocol):
     """`[run] runner`: runs every unit by `worker.run_units`, wherever that is; see `runners.local.run_local`.
 
+    One that starts workers itself gets retries and culprits by `runners.scheduler.schedule`, with a `Crew` of its own.
     workers: how many processes are asked for. emit: to be called in the calling process, with all that `run_units`
     emits. Returns when all is committed; raises the first failure.
     """

@@ -14,7 +14,6 @@ says the same as
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from latentmill.config import OutputSettings, RunSettings, SourceSettings, validated, validated_in
+from latentmill.config import OutputSettings, SourceSettings, validated, validated_in
 from latentmill.config_types import FILES
 from latentmill.errors import ConfigError, LatentmillError, ModelError, SourceError
 from latentmill.files import printable, replace_text
@@ -31,16 +30,14 @@ from latentmill.outcome import Event, Result, Tell, quiet
 from latentmill.outputs.kinds import KINDS, Chosen, Kind, kind_of
 from latentmill.outputs.shared import Shared
 from latentmill.passes import Prepared, run_pass, runner_of
+from latentmill.recipe_checks import OF_SETS, RUN_FIELDS, SOURCE_FIELDS, check_names, check_places, check_table, close
 from latentmill.recipe_file import NO_FILE, Keys, RecipeFile, in_recipe_words, read_recipe
 from latentmill.recipe_stored import SOURCE_NAMES, recipe_of, resolved_settings, stored_toml
 from latentmill.registry import MINI, TEXT_SETS
 from latentmill.transforms.variant import Variant
 
 TellOf = Callable[[str], Tell]
-_SOURCE_FIELDS = SourceSettings.model_fields.keys() - SOURCE_NAMES.keys() | set(SOURCE_NAMES.values())
-_RUN_FIELDS = frozenset(RunSettings.model_fields)
-_OF_SETS = frozenset({"member", "encoder", "images_reader"})  # settings that recipes are stored with, not told of
-_NO_DEFAULTS = SourceSettings.model_fields.keys() | _OF_SETS | {"dest"}
+_NO_DEFAULTS = SourceSettings.model_fields.keys() | OF_SETS | {"dest"}
 _SECTIONS = ("source", "dest", "run", "defaults", "outputs")
 _LONGEST = 4096  # of a path, on the systems that are used
 
@@ -94,7 +91,7 @@ class Recipe:
         """A recipe of its tables. Raises ConfigError."""
         for name in tables:
             if name not in _SECTIONS:
-                raise ConfigError(f"{file.place((name,))}a recipe has no {name}.{_close(name, _SECTIONS)}")
+                raise ConfigError(f"{file.place((name,))}a recipe has no {name}.{close(name, _SECTIONS)}")
         if "source" not in tables:
             raise ConfigError(f"{file.place(())}a recipe needs a source: [source] with path")
         return cls(
@@ -107,19 +104,19 @@ class Recipe:
     def chosen(self) -> list[Chosen]:
         """Every output with its settings validated, in order. Raises ConfigError, which names the place in the file."""
         source = self._source()
-        self._check_names(self.run_settings, ("run",), _RUN_FIELDS, "[run]")
-        self._check_table(self.outputs, ("outputs",))
+        check_names(self.file, self.run_settings, ("run",), RUN_FIELDS, "[run]")
+        check_table(self.file, self.outputs, ("outputs",))
         known = {each for kind in KINDS for each in kind.settings.model_fields} - _NO_DEFAULTS
-        self._check_names(self.defaults, ("defaults",), known, "[defaults]")
+        check_names(self.file, self.defaults, ("defaults",), known, "[defaults]")
         if not self.outputs:
             raise ConfigError(f"{self.file.place(('outputs',))}a recipe needs an output: [outputs.NAME] with a kind")
         found = [each for name, table in self.outputs.items() for each in self._output(name, table, source)]
-        self._check_places(found)
+        check_places(self.file, found)
         return found
 
     def _source(self) -> dict[str, Any]:
         source = {"path": self.source} if isinstance(self.source, str | Path) else self.source
-        self._check_names(source, ("source",), _SOURCE_FIELDS, "[source]")
+        check_names(self.file, source, ("source",), SOURCE_FIELDS, "[source]")
         if "path" not in source:
             raise ConfigError(f"{self.file.place(('source',))}[source] needs path")
         own = {told: name for name, told in SOURCE_NAMES.items()}
@@ -157,14 +154,14 @@ class Recipe:
 
     def _output(self, name: str, table: Any, source: Mapping[str, Any]) -> Iterator[Chosen]:
         keys: Keys = ("outputs", name)
-        self._check_table(table, keys)
+        check_table(self.file, table, keys)
         own = dict(table)
         try:
             kind = kind_of(own.pop("kind", None), own.pop("layout", None))
         except ConfigError as error:
             raise ConfigError(f"{self.file.place((*keys, 'kind'))}outputs.{name}: {error}") from error
         fields = kind.settings.model_fields.keys() - SourceSettings.model_fields.keys() - {"dest"} | {"path"}
-        self._check_names(own, keys, fields, f"outputs.{name} ({kind.told})")
+        check_names(self.file, own, keys, fields, f"outputs.{name} ({kind.told})")
         own["dest"] = self._within(own.pop("path", name), (*keys, "path"))
         if own.get("pixels") is not None:
             own["pixels"] = self._within(own["pixels"], (*keys, "pixels"))
@@ -203,44 +200,12 @@ class Recipe:
                     return section, name
         return own
 
-    def _check_table(self, table: Any, keys: Keys) -> None:
-        if not isinstance(table, Mapping):
-            raise ConfigError(f"{self.file.place(keys)}{'.'.join(keys)} must be a table. Found: {table!r}")
-
-    def _check_names(self, table: Any, keys: Keys, known: Any, where: str) -> None:
-        self._check_table(table, keys)
-        for name in table:
-            if name not in known:
-                place = self.file.place((*keys, name))
-                raise ConfigError(f"{place}{where} has no setting {name}.{_elsewhere(name, known - _OF_SETS)}")
-
     def check_source(self, chosen: SourceSettings) -> None:
         if self.of_options or chosen.source_kind != FILES:
             return
         for path, keys in ((chosen.source, ("source", "path")), (chosen.images, ("source", "images"))):
             if path is not None and not os.path.exists(path):  # noqa: PTH110 - False of what is no path at all
                 raise SourceError(f"{self.file.place(keys)}{'.'.join(keys)} does not exist: {printable(str(path))}")
-
-    def _check_places(self, outputs: Sequence[Chosen]) -> None:
-        taken: dict[Path, tuple[Chosen, Path]] = {}
-        names: dict[str, str] = {}
-        for each in outputs:
-            for place in each.places:
-                path = Path(os.path.abspath(place))  # noqa: PTH100 - without following links
-                for other, (owner, its_place) in taken.items():
-                    if path == other or path in other.parents or other in path.parents:
-                        also = "its own pixels" if owner is each else f"outputs.{owner.table}"
-                        where = self.file.place(("outputs", each.table, "path"))
-                        raise ConfigError(
-                            f"{where}outputs.{each.table} and {also} must not be the same place or inside each other. "
-                            f"Found: {place} and {its_place}"
-                        )
-                taken[path] = each, place
-            for name in each.names:
-                if name in names:
-                    where = f"{self.file.place(('outputs', each.table))}outputs.{each.table}"
-                    raise ConfigError(f"{where} and outputs.{names[name]} both make {name!r}: name one otherwise")
-                names[name] = each.table
 
     # jobs
 
@@ -253,13 +218,15 @@ class Recipe:
         for each in chosen:
             tell = self.worded(tell_of(each.name))
             with self.naming(each):
-                runner_of(each.settings.runner)
+                runner_of(each.settings.runner, each.settings.ray_address)
                 jobs = each.kind.prepare()(each.settings, shared, tell)
             if others := [Variant.of(job.job.fingerprint).suffix for job in jobs[1:]]:
                 tell(Event("plan", f"the same for {', '.join(each.name + suffix for suffix in others)}"))
             for job in jobs:
                 name = each.name + Variant.of(job.job.fingerprint).suffix
-                named = Named(name, each.name, replace(job, runner=each.settings.runner))
+                named = Named(
+                    name, each.name, replace(job, runner=each.settings.runner, address=each.settings.ray_address)
+                )
                 job.job.recipe, job.job.tell = recipe_of(each, job.job, self._moved), self.worded(tell_of(named.name))
                 if not self.of_options or len(chosen) > 1:
                     job.job.called = f"{self.file.place(('outputs', each.table))}outputs.{named.name}: "
@@ -381,20 +348,7 @@ def _passes(jobs: Sequence[Named]) -> list[list[Named]]:
     return list(groups.values())
 
 
-def _elsewhere(name: str, known: Any) -> str:
-    """Where such a setting belongs, or what it may be."""
-    for section, fields in (("source", _SOURCE_FIELDS - {"path", "kind", "options"}), ("run", _RUN_FIELDS)):
-        if name in fields:
-            return f" It belongs in [{section}]"
-    return _close(name, known)
-
-
 def _short(path: Path) -> Path:
     """Without `..`, where that leads to the same place: links may lead elsewhere."""
     found = Path(os.path.normpath(path))
     return found if found.resolve() == path.resolve() else path
-
-
-def _close(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name, sorted(known), 1)
-    return f" Did you mean {close[0]}?" if close else f" There are: {', '.join(sorted(known))}"

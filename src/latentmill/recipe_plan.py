@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from latentmill.config import BucketSettings, SourceSettings
@@ -18,7 +18,7 @@ from latentmill.manifest import current_plan
 from latentmill.outcome import Event, Tell, quiet
 from latentmill.outputs.buckets import bucket_report, bucket_table, fit_of
 from latentmill.outputs.common import wanted_refs
-from latentmill.outputs.kinds import PIXELS, TEXT, Chosen
+from latentmill.outputs.kinds import TEXT, Chosen
 from latentmill.outputs.shared import Shared
 from latentmill.passes import Prepared, close_models, torch_given_back
 from latentmill.planning import listing_digest
@@ -174,7 +174,8 @@ class _Planning:
 
 def plan_of(recipe: Recipe, tell: Tell = quiet) -> RecipePlan:
     """Everything but the work; nothing is written. Raises LatentmillError, but not for a model that cannot be had."""
-    outputs = recipe.chosen()
+    told = {"trust_source": False}  # what has changed in the source is what one wants to know here
+    outputs = [replace(each, settings=each.settings.model_copy(update=told)) for each in recipe.chosen()]
     recipe.check_source(outputs[0].settings)
     found = _Planning(recipe, outputs)
     with torch_given_back():
@@ -205,7 +206,7 @@ def _left_to_read(found: _Planning) -> float | None:
 def _planned(chosen: Chosen, prepared: Prepared, a_unit: float, told: tuple[str, ...]) -> OutputPlan:
     job, refs = prepared.job, wanted_refs(prepared.listing)
     standing = _standing(job, prepared.listing)
-    seconds = a_unit * sum(map(job.batching.cost, refs)) / (job.workers if chosen.kind is PIXELS else 1)
+    seconds = a_unit * sum(map(job.batching.cost, refs)) / job.workers
     name = chosen.name + Variant.of(job.fingerprint).suffix
     return OutputPlan(
         name, chosen.kind.name, job.primary.path, len(refs), prepared.bytes, seconds * standing.left, standing, told

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from latentmill.config import OutputSettings, SourceSettings
+from latentmill.devices import encoder_device
 from latentmill.job import Job
 from latentmill.outputs.kinds import Chosen
 from latentmill.recipe_file import to_toml
@@ -26,7 +27,7 @@ _MODELS = frozenset({"model", "repository"})
 _IN_SOURCE = frozenset({"source", "images"})
 _SLICES = frozenset({"start_index", "end_index"})  # whose results add up to the whole
 _NOT_STORED = frozenset(
-    {"num_workers", "max_failures", "check", "overwrite", "wait", "runner"}
+    {"num_workers", "max_failures", "check", "overwrite", "trust_source", "wait", "runner", "ray_address"}
 )  # nothing of the result depends on them
 _NOT_UTF8 = """\
 # Some path is not UTF-8 text, which TOML cannot hold; what it lacks is shown as \ufffd. Give the path anew:
@@ -102,6 +103,8 @@ def _told(
 
 
 def _plain(name: str, value: Any) -> Any:
+    if name == "device":
+        return encoder_device(value)  # nothing of the result depends on how many there are
     if name in _MODELS and value not in (MINI, FAKE, *TEXT_SETS) and Path(value).is_dir():
         return os.path.abspath(value)  # noqa: PTH100 - links are kept as they are
     if isinstance(value, tuple):

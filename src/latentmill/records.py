@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,8 @@ class Listing:
     """What a source holds: how many images, the class table (None without one), and warnings for the person.
 
     wanted: of what is listed, what this job is to make; the rest is kept where it was made before, and else not made.
+    trusted: not of the source itself, but as the ledger of what stands at a destination has it. result_size: (width,
+    height) of what was made, where that is told too.
     """
 
     count: int
@@ -80,10 +83,20 @@ class Listing:
     knows_digests: bool
     _refs: Callable[[], Iterator[SampleRef]]
     wanted: Callable[[SampleRef], bool] = everything
+    trusted: bool = False
+    result_size: tuple[int, int] | None = None
+    _at: Callable[[int], SampleRef] | None = None
 
     def refs(self) -> Iterator[SampleRef]:
         """Every image in order, made one at a time: a million of them need not be held."""
         return self._refs()
+
+    def spread(self, count: int) -> list[SampleRef]:
+        """At least `count` images, or all: evenly from the first on. Quick where a source finds them by position."""
+        positions = range(0, self.count, max(1, self.count // count))
+        if self._at is not None:
+            return [self._at(position) for position in positions]
+        return list(islice(self.refs(), 0, self.count, positions.step))
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,11 +150,12 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Emitted after every batch."""
+    """Emitted after every batch of a shard; counts are negative where the work of a process that died is taken back."""
 
     done: int
     rejected: int = 0
     skipped: int = 0
+    shard: int = -1
 
 
 @dataclass(frozen=True, slots=True)

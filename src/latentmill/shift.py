@@ -15,7 +15,7 @@ from pathlib import Path
 
 from latentmill.errors import DestinationError
 from latentmill.files import remove_empty_folders, remove_tree, sync_filesystem, write_errors
-from latentmill.formats.metadata import DATASET_JSON, INDEX_JSONL, METADATA_JSON, WORK_FOLDER
+from latentmill.formats.metadata import DATASET_JSON, INDEX_COLUMNS, INDEX_JSONL, METADATA_JSON, WORK_FOLDER
 from latentmill.manifest import Plan
 
 SHIFTING, GATHERED, SHIFTED = "shifting", "gathered", "shifted"
@@ -28,7 +28,7 @@ def shift(plan: Plan, roots: Mapping[str, Path]) -> None:
     plan.mark(SHIFTING)
     for root in roots.values():
         with write_errors(root):
-            for name in (METADATA_JSON, DATASET_JSON, INDEX_JSONL):
+            for name in (METADATA_JSON, DATASET_JSON, INDEX_COLUMNS, INDEX_JSONL):
                 (root / name).unlink(missing_ok=True)
     if not plan.marked(GATHERED):
         _gather(plan, roots)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -51,6 +51,27 @@ class Encoder(Protocol):
     """A batch of samples of one shape to one result each. A sample that fails gets a SampleError in its place."""
 
     def encode(self, samples: Sequence[Sample]) -> list[Encoded | SampleError]: ...
+
+
+Results = Callable[[], list[Encoded | SampleError]]
+
+
+@runtime_checkable
+class Submitting(Protocol):
+    """An Encoder that computes the next batch while the results of the last one are made ready.
+
+    submit: begins a batch as `encode` would compute it, and gives the call that ends it: called once, in any thread and
+    in the order of the batches, it gives what `encode` gives. Either may raise what `encode` raises.
+    """
+
+    def submit(self, samples: Sequence[Sample]) -> Results: ...
+
+
+@runtime_checkable
+class WarmingUp(Protocol):
+    """An Encoder that prepares for each new shape of batch, apart from the work. warm_up: before such a batch."""
+
+    def warm_up(self, samples: Sequence[Sample]) -> None: ...
 
 
 class EncoderSpec(Protocol):

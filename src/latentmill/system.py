@@ -9,6 +9,13 @@ from pathlib import Path
 
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
 _V1_UNLIMITED = 1 << 60  # v1 writes a huge number, rounded to pages, for "no limit"
+_sharing = 1  # processes that take the machine's memory alike
+
+
+def share_memory(processes: int) -> None:
+    """Let `available_memory` give this process its share, where so many take the machine's memory alike."""
+    global _sharing
+    _sharing = max(1, processes)
 
 
 def _read(path: Path) -> str:
@@ -66,7 +73,7 @@ def available_memory(
         if limit.isdigit() and used.isdigit() and int(limit) < _V1_UNLIMITED:
             cache = _reclaimable(group)
             limits.append(max(0, int(limit) - max(0, int(used) - cache)))
-    return min(limits) if limits else None
+    return min(limits) // _sharing if limits else None
 
 
 def _reclaimable(group: Path) -> int:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from latentmill.files import counted as counted
-from latentmill.files import printable
+from latentmill.wording import counted as counted
+from latentmill.wording import printable
 
 if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
     from rich.table import Table
 
     from latentmill.outcome import Event, Result, Tell
@@ -86,6 +86,8 @@ def clock(seconds: float) -> str:
 
 
 def _bars() -> Progress:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
-import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from latentmill.checksums import crc32
 from latentmill.errors import SourceError
 from latentmill.files import digest, digest_lines
-from latentmill.formats.containers import Reader
 from latentmill.formats.layouts import layout_of_dataset
 from latentmill.formats.metadata import (
     DATASET_JSON,
+    INDEX_COLUMNS,
     INDEX_JSONL,
     METADATA_JSON,
     RECIPE_TOML,
@@ -33,14 +32,18 @@ from latentmill.formats.metadata import (
     row_geometry,
 )
 from latentmill.formats.payload import ARRAY_ERRORS
+from latentmill.formats.reader import Reader
 from latentmill.formats.repa import ImageLayout
 from latentmill.formats.stored_zip import changed_records
 from latentmill.formats.vision import stored_shape
 from latentmill.loaders_variants import check_same_variant
 from latentmill.outcome import Event, Tell, quiet
 from latentmill.stages import Layout
+from latentmill.verification_index import columns_fault, zip_fault
 
-_OWN_FILES = frozenset({DATASET_JSON, METADATA_JSON, INDEX_JSONL, REJECTS_JSONL, REPORT_JSON, RECIPE_TOML})
+_OWN_FILES = frozenset(
+    {DATASET_JSON, METADATA_JSON, INDEX_COLUMNS, INDEX_JSONL, REJECTS_JSONL, REPORT_JSON, RECIPE_TOML}
+)
 _TELL_EVERY = 256
 
 
@@ -101,6 +104,8 @@ def verify(dataset: str | Path, images: str | Path | None = None, tell: Tell = q
     reader = Reader(path)
     _check_names(reader, metadata, stored, report)
     _check_counts(metadata, rows, report)
+    if fault := columns_fault(path, metadata, stored):
+        report.add(INDEX_COLUMNS, fault)
     if layout_of_dataset(metadata).labelled:
         _check_labels(path, stored, report)
     _check_empty_caption(reader, metadata, report)
@@ -140,8 +145,8 @@ def _metadata(path: Path) -> tuple[Metadata | None, VerifyReport]:
     if not path.exists():
         raise SourceError(f"there is nothing at {path}")
     report = VerifyReport("unknown")
-    if not path.is_dir() and not zipfile.is_zipfile(path):
-        report.add(str(path), "is not a zip archive that can be read (cut off, or damaged at its end)")
+    if fault := zip_fault(path):
+        report.add(str(path), fault)
         return None, report
     try:
         metadata = Metadata.read_beside(path)
@@ -308,9 +313,10 @@ def _check_records(path: Path, stored: list[dict[str, Any]], report: VerifyRepor
         report.add(METADATA_JSON, "was changed after it was written")
     if path.is_dir() or report.problems:
         return
-    own = {name: read_beside(path, name) or b"" for name in (INDEX_JSONL, DATASET_JSON, METADATA_JSON)}
+    names = (INDEX_JSONL, INDEX_COLUMNS, DATASET_JSON, METADATA_JSON)
+    own = {name: data for name in names if (data := read_beside(path, name)) is not None}
     members = [(row["name"], row["size"], row["crc"]) for row in stored]
-    members += [(name, len(data), zlib.crc32(data)) for name, data in own.items()]
+    members += [(name, len(data), crc32(data)) for name, data in own.items()]
     for name in changed_records(path, members):
         report.add(name, "what the archive records of it was changed")
 

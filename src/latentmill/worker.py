@@ -16,16 +16,18 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from heapq import merge
 from itertools import groupby
-from typing import NamedTuple
+from operator import attrgetter
 
 from latentmill.batching import Background, prefetched
+from latentmill.careful import Care, Inline
 from latentmill.errors import SampleError
-from latentmill.files import digest
 from latentmill.formats.containers import Container, ShardSink
 from latentmill.manifest import Plan
-from latentmill.records import Encoded, Outcome, Progress, Sample, SampleRef, ShardReport
-from latentmill.stages import Altering, Decode, Encoder, EncoderSpec, Layout, Load, Source
+from latentmill.records import Encoded, Outcome, Progress, Sample, ShardReport
+from latentmill.sharing import Place, Wanted, attempt
+from latentmill.stages import Encoder, EncoderSpec, Layout, Load, Results, Source, Submitting, WarmingUp
 
+_KEY = attrgetter("key")
 _WRITE_AHEAD = 2  # batches, and shards waiting for their sync, that may be queued behind the encoder
 Emit = Callable[[int, Progress | ShardReport], None]  # with the number of the part that it is of
 Unit = tuple[tuple[int, ...], ...]  # of each part, the shards to run; what belongs together because images are shared
@@ -57,24 +59,19 @@ class Part:
 class Task:
     """Everything a worker needs, picklable: what `run_units` does is told by this and the units alone.
 
-    Parts are of one source's images, told apart by key. Loading runs two of the largest batches ahead.
+    Parts are of one source's images, told apart by key. Loading runs two of the largest batches ahead. load_threads: of
+    a machine; see `shared`. devices: one for each process, as `cuda:1`; none where nothing is encoded.
+    alone: no other process writes to the same destinations.
     """
 
     parts: tuple[Part, ...]
     load_threads: int
+    devices: tuple[str, ...] = ()
+    alone: bool = False
 
-
-class _Place(NamedTuple):
-    """Where a sample belongs: the part, its shard, and the batch in that."""
-
-    part: int
-    shard: int
-    batch: int
-
-
-class _Wanted(NamedTuple):
-    place: _Place
-    ref: SampleRef
+    def shared(self, processes: int) -> Task:
+        """The task of one of so many processes of a machine, which share its cores for loading."""
+        return replace(self, load_threads=max(1, self.load_threads // processes) if self.load_threads else 0)
 
 
 @dataclass
@@ -118,11 +115,16 @@ class _Shard:
         return self._left == 0
 
 
-def run_units(task: Task, units: Iterable[Unit], emit: Emit) -> None:
-    """Run units one after the other; loading runs on into the next one."""
-    run = _Run(task, emit)
+def run_units(task: Task, units: Iterable[Unit], emit: Emit, care: Care | None = None) -> None:
+    """Run units one after the other; loading runs on into the next one. care: nothing runs beside anything else."""
+    run = _Run(task, emit, care)
     ahead = 2 * max(task.load_threads, *(part.batch_size for part in task.parts))
-    loaded = prefetched(partial(_attempt, task), run.wanted(units), task.load_threads, ahead)
+    load = partial(attempt, task.parts)
+    loaded = (
+        prefetched(load, run.wanted(units), task.load_threads, ahead)
+        if care is None
+        else prefetched(partial(care.load, load), run.wanted(units), 0, 0)
+    )
     try:
         run.all(loaded)
     finally:
@@ -133,14 +135,14 @@ def run_units(task: Task, units: Iterable[Unit], emit: Emit) -> None:
 class _Run:
     """One worker's run: batches are filled as images come, encoded when full, written and committed behind."""
 
-    def __init__(self, task: Task, emit: Emit) -> None:
-        self.task, self.emit = task, emit
+    def __init__(self, task: Task, emit: Emit, care: Care | None) -> None:
+        self.task, self.emit, self.care = task, emit, care
         self.encoders: list[Encoder | None] = [part.encoder.open() if part.encoder else None for part in task.parts]
         self.shards: dict[tuple[int, int], _Shard] = {}
-        self.behind = Background(_WRITE_AHEAD)
+        self.behind: Background | Inline = Inline() if care else Background(_WRITE_AHEAD)
         self.uncommitted: list[ShardSink] = []
 
-    def wanted(self, units: Iterable[Unit]) -> Iterator[list[_Wanted]]:
+    def wanted(self, units: Iterable[Unit]) -> Iterator[list[Wanted]]:
         """What is to be loaded, image by image, each for all the parts that want it.
 
         One part alone goes by its plan, batch by batch. Several go by key, side by side.
@@ -152,21 +154,21 @@ class _Run:
                 yield from ([item] for item in streams[0])
                 continue
             in_order = [
-                sorted(stream, key=_key) if part.plan.sorted else stream
+                sorted(stream, key=_KEY) if part.plan.sorted else stream
                 for part, stream in zip(self.task.parts, streams, strict=True)
             ]
-            for _, group in groupby(merge(*in_order, key=_key), key=_key):
+            for _, group in groupby(merge(*in_order, key=_KEY), key=_KEY):
                 yield list(group)
 
-    def _stream(self, part: int, shards: Iterable[int]) -> Iterator[_Wanted]:
+    def _stream(self, part: int, shards: Iterable[int]) -> Iterator[Wanted]:
         for shard in shards:
             batches = self.task.parts[part].plan.batches(shard)
             self.shards[part, shard] = _Shard(part, shard, [len(batch) for batch in batches])
             for number, batch in enumerate(batches):
                 for ref in batch:
-                    yield _Wanted(_Place(part, shard, number), ref)
+                    yield Wanted(Place(part, shard, number), ref)
 
-    def all(self, loaded: Iterator[list[tuple[_Place, Sample | Outcome]]]) -> None:
+    def all(self, loaded: Iterator[list[tuple[Place, Sample | Outcome]]]) -> None:
         """Take every image that was loaded, in turn. Returns when all is committed."""
         while True:
             start = time.perf_counter()
@@ -179,14 +181,14 @@ class _Run:
                 self._take(place, item)
         self.behind.drain()
 
-    def _take(self, place: _Place, item: Sample | Outcome) -> None:
+    def _take(self, place: Place, item: Sample | Outcome) -> None:
         shard = self.shards[place.part, place.shard]
         batch = shard.add(place.batch, item)
         if batch is None:
             return
         if not shard.sinks:
             self._open_sinks(shard)
-        self.behind.submit(partial(self._write, shard, batch, self._encoded(shard, batch)))
+        self.behind.submit(partial(self._write, shard, batch, *self._encoded(shard, batch)))
         if shard.complete:
             del self.shards[place.part, place.shard]
             self.behind.submit(partial(self._commit, shard))
@@ -194,27 +196,35 @@ class _Run:
     def _open_sinks(self, shard: _Shard) -> None:
         part = self.task.parts[shard.part]
         for output in part.outputs:
-            shard.sinks[output.name] = output.container.sink(shard.number, part.plan.publish)
+            shard.sinks[output.name] = output.container.sink(shard.number, part.plan.publish, self.task.alone)
             self.uncommitted.append(shard.sinks[output.name])
 
-    def _encoded(self, shard: _Shard, batch: list[Sample | Outcome]) -> dict[int, Encoded | SampleError]:
-        """Results by the sample's index; none where nothing is encoded."""
+    def _encoded(self, shard: _Shard, batch: list[Sample | Outcome]) -> tuple[list[Sample], Results]:
+        """The samples of a batch, and the call that ends their encoding; none where nothing is encoded."""
         samples = [item for item in batch if isinstance(item, Sample)]
         encoder = self.encoders[shard.part]
         if encoder is None or not samples:
-            return {}
+            return [], list
+        _set_threads(self.task.parts[shard.part].encoder)
+        if isinstance(encoder, WarmingUp):
+            with shard.clock.time("warm-up"):
+                encoder.warm_up(samples)
         with shard.clock.time("encode"):
-            _set_threads(self.task.parts[shard.part].encoder)
-            results = encoder.encode(samples)
-        return {sample.ref.index: result for sample, result in zip(samples, results, strict=True)}
+            if isinstance(encoder, Submitting) and not self.care:
+                return samples, encoder.submit(samples)
+            results = self.care.encode(shard.part, encoder, samples) if self.care else encoder.encode(samples)
+        return samples, lambda: results
 
-    def _write(self, shard: _Shard, batch: list[Sample | Outcome], results: dict[int, Encoded | SampleError]) -> None:
+    def _write(self, shard: _Shard, batch: list[Sample | Outcome], samples: list[Sample], ended: Results) -> None:
         outputs = self.task.parts[shard.part].outputs
+        with shard.clock.time("results"):
+            results = {sample.ref.index: each for sample, each in zip(samples, ended(), strict=True)}
+        items = self.care.written(shard.part, batch) if self.care else batch
         with shard.clock.time("write"):
-            settled = [_store(outputs, shard.sinks, item, results) for item in batch]
+            settled = [_store(outputs, shard.sinks, item, results) for item in items]
         shard.outcomes.extend(settled)
-        progress = Progress(len(settled), sum(bool(o.stage) for o in settled), sum(o.skipped for o in settled))
-        self.emit(shard.part, progress)
+        rejected, skipped = sum(bool(o.stage) for o in settled), sum(o.skipped for o in settled)
+        self.emit(shard.part, Progress(len(settled), rejected, skipped, shard.number))
 
     def _commit(self, shard: _Shard) -> None:
         with shard.clock.time("commit"):
@@ -230,82 +240,6 @@ class _Run:
         self.behind.close()
         for sink in self.uncommitted:
             sink.abort()
-
-
-class _Image:
-    """One image while it is loaded, for every part that wants it: its bytes, and what was decoded of them."""
-
-    def __init__(self) -> None:
-        self._data: bytes | SampleError | None = None
-        self._decoded: list[tuple[Decode, object]] = []  # a SampleError where decoding failed
-        self._loaded: list[tuple[Load, Sample | SampleError | None]] = []
-        self.digest = ""
-
-    def result(self, part: Part, ref: SampleRef) -> Sample | Outcome:
-        """The image as the part's encoder takes it; its failure, or the transform's leaving it out, as an outcome."""
-        if ref.skip:
-            return Outcome(ref, skipped=True, reason=ref.skip)
-        found = ""
-        try:
-            data = self._read(part.source, ref)
-            found = self.digest
-            sample = self._load(part.load, ref, data)
-        except SampleError as error:
-            return Outcome(ref, found, stage=error.stage, reason=error.reason)
-        if sample is None:
-            return Outcome(ref, found, skipped=True)
-        return replace(sample, ref=ref, digest=found)
-
-    def _load(self, load: Load, ref: SampleRef, data: bytes) -> Sample | None:
-        """As the load gives it; made once for equal ones, and for what several alter."""
-        if isinstance(load, Altering):
-            sample = self._load(load.images, ref, data)
-            return None if sample is None else replace(sample, array=load.alter(sample.array))
-        found = [result for known, result in self._loaded if known == load]
-        if not found:
-            try:
-                found = [load(ref, self._decode(load.decode, data))]
-            except SampleError as error:
-                found = [error]
-            self._loaded.append((load, found[0]))
-        if isinstance(found[0], SampleError):
-            raise found[0]
-        return found[0]
-
-    def _read(self, source: Source, ref: SampleRef) -> bytes:
-        if ref.fault:  # which one part's listing found, and another's need not mind
-            return source.read(ref)
-        if self._data is None:
-            try:
-                self._data = source.read(ref)
-                self.digest = digest(self._data)
-            except SampleError as error:
-                self._data = error
-        if isinstance(self._data, SampleError):
-            raise self._data
-        return self._data
-
-    def _decode(self, decode: Decode, data: bytes) -> object:
-        found = next((result for known, result in self._decoded if known == decode), None)
-        if found is None:
-            try:
-                found = decode(data)
-            except SampleError as error:
-                found = error
-            self._decoded.append((decode, found))
-        if isinstance(found, SampleError):
-            raise found
-        return found
-
-
-def _key(wanted: _Wanted) -> str:
-    return wanted.ref.key
-
-
-def _attempt(task: Task, wanted: list[_Wanted]) -> list[tuple[_Place, Sample | Outcome]]:
-    """Read, decode and transform one image, for all the parts that want it."""
-    image = _Image()
-    return [(place, image.result(task.parts[place.part], ref)) for place, ref in wanted]
 
 
 def _set_threads(spec: EncoderSpec | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -20,15 +21,16 @@ def best_batch_size(encoder: Encoder, size: tuple[int, int]) -> tuple[int, dict[
     """The smallest batch size that is about as fast as any for pixels of (height, width), and images/s by size.
 
     Each size is timed once, after a warm-up of its own where that is short, until a batch does not fit or takes too
-    long. Raises ModelError where not even one image fits.
+    long. A model that is to be compiled is measured uncompiled. Raises ModelError where not even one image fits.
     """
     noise = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     rates: dict[int, float] = {}
-    encoder.encode(_samples(noise, 1))
+    encode = getattr(encoder, "trial", encoder.encode)
+    encode(_samples(noise, 1))
     for count in _SIZES:
-        results, seconds = _timed(encoder, noise, count)
+        results, seconds = _timed(encode, noise, count)
         if seconds < _SHORT_SECONDS:
-            results, seconds = _timed(encoder, noise, count)
+            results, seconds = _timed(encode, noise, count)
         noted = {note for result in results if not isinstance(result, SampleError) for note in result.notes}
         if rates and (noted & {SMALLER_BATCH, TILED}):
             break
@@ -39,9 +41,11 @@ def best_batch_size(encoder: Encoder, size: tuple[int, int]) -> tuple[int, dict[
     return min(count for count, rate in rates.items() if _WORTH * rate >= fastest), rates
 
 
-def _timed(encoder: Encoder, noise: Array, count: int) -> tuple[list[Encoded | SampleError], float]:
+def _timed(
+    encode: Callable[[Sequence[Sample]], list[Encoded | SampleError]], noise: Array, count: int
+) -> tuple[list[Encoded | SampleError], float]:
     start = time.perf_counter()
-    results = encoder.encode(_samples(noise, count))
+    results = encode(_samples(noise, count))
     return results, time.perf_counter() - start
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from latentmill.devices import encoder_device
+from latentmill.encoders import heap
 from latentmill.errors import ModelError
 
 if TYPE_CHECKING:
@@ -37,8 +39,17 @@ def prepare_device(name: str, threads: int) -> torch.device:
     return torch.device(name)
 
 
+def own_threads(threads: int) -> None:
+    """Let forwards of this thread use so many of PyTorch's threads, of which it may have another number."""
+    import torch
+
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+
+
 def restore_torch() -> None:
-    """Give back PyTorch's settings as they were before `prepare_device`: they are the whole process's."""
+    """Give back PyTorch's settings as they were before `prepare_device`: they are the whole process's. Memory too."""
+    heap.give_back()
     if not _before:
         return
     import torch
@@ -53,9 +64,9 @@ def restore_torch() -> None:
 
 
 def choose_device(name: str) -> str:
-    """`auto` becomes cuda, mps or cpu, whichever this machine has first."""
+    """`auto` becomes cuda, mps or cpu, whichever this machine has first; `cpu:2`, cpu. See `latentmill.devices`."""
     if name != "auto":
-        return name
+        return encoder_device(name)
     import torch
 
     if torch.cuda.is_available():

@@ -7,14 +7,16 @@ again in float32.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from latentmill.encoders.device import choose_device, prepare_device
+from latentmill.encoders import heap
+from latentmill.encoders.device import choose_device, own_threads, prepare_device
 from latentmill.encoders.memory import Halving
 from latentmill.encoders.text_families import features_of, load_model, pooled_of
 from latentmill.encoders.text_models import ResolvedTextModel, resolve_text
@@ -22,11 +24,12 @@ from latentmill.encoders.text_settings import PLAIN, TextSettings
 from latentmill.encoders.text_tokens import CaptionTokenizer
 from latentmill.encoders.text_tokens import Tokens as Tokens
 from latentmill.encoders.text_tokens import load_tokenizer as load_tokenizer
+from latentmill.encoders.transfer import Wait, transfer_for
 from latentmill.errors import ConfigError, ModelError, SampleError
 from latentmill.formats.metadata import Value
 from latentmill.records import RECOMPUTED_FLOAT32, Array, Encoded, Sample
 from latentmill.registry import TEXT_MODELS
-from latentmill.stages import Encoder
+from latentmill.stages import Encoder, Results
 
 POOLED = "pooled"  # its name beside the features
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -187,6 +190,24 @@ class _Vectors(NamedTuple):
     pooled: Array | None
 
 
+_Result = Callable[[], Encoded | SampleError]
+
+
+class _Once:
+    """The results of a batch, which is ended when the first of them is asked for."""
+
+    def __init__(self, end: Results) -> None:
+        self._end, self._lock = end, threading.Lock()
+
+    @cached_property
+    def _results(self) -> list[Encoded | SampleError]:
+        return self._end()
+
+    def result(self, number: int) -> Encoded | SampleError:
+        with self._lock:
+            return self._results[number]
+
+
 class TextEncoder:
     """int64 token ids (L,) -> float16 features (L, D) of the chosen layers, without the template's; and pooled ones.
 
@@ -204,7 +225,11 @@ class TextEncoder:
         self.device = prepare_device(spec.device, spec.threads)
         self.model = load_model(spec.model, self.device, getattr(torch, spec.dtype))
         self._check_layers()
-        self._last: dict[bytes, Encoded | SampleError] = {}
+        self._transfer = transfer_for(self.device)
+        self._forwards = threading.Lock()
+        self._last: dict[bytes, _Result] = {}
+        if self.device.type == "cpu":
+            heap.keep_buffers()
 
     def _check_layers(self) -> None:
         states = self.model.config.num_hidden_layers + 1  # the embeddings are one
@@ -225,24 +250,37 @@ class TextEncoder:
 
         Raises ModelError where not even one row fits in memory, or ids are beyond the model's vocabulary.
         """
+        return self.submit(samples)()
+
+    def submit(self, samples: Sequence[Sample]) -> Results:
+        """As `encode`, in two steps; see `stages.Submitting`."""
         keys = [sample.array.tobytes() for sample in samples]
         new = {key: sample.array for key, sample in zip(keys, samples, strict=True) if key not in self._last}
-        known = self._last | dict(zip(new, self._encoded(list(new.values())), strict=True))
+        known = self._last | dict(zip(new, self._begun(list(new.values())), strict=True))
         self._last = {key: known[key] for key in keys}
-        return [known[key] for key in keys]
+        wanted = [known[key] for key in keys]
+        return lambda: [result() for result in wanted]
 
-    def _encoded(self, rows: Sequence[Array]) -> list[Encoded | SampleError]:
-        found = self._computed(self.model, rows)
+    def _begun(self, rows: Sequence[Array]) -> list[_Result]:
+        with self._forwards:
+            computed = self._computed(self.model, rows)
+        heap.bound_kept()
         self.rows_computed += len(rows)
-        results = [_checked(vectors) for vectors in found]
+        batch = _Once(lambda: self._ended(rows, computed))
+        return [partial(batch.result, number) for number in range(len(rows))]
+
+    def _ended(self, rows: Sequence[Array], computed: Sequence[Callable[[], _Vectors]]) -> list[Encoded | SampleError]:
+        results = [_checked(vectors()) for vectors in computed]
         again = [place for place, result in enumerate(results) if isinstance(result, SampleError)]
         if again and self.spec.dtype != "float32":
-            better = self._computed(self._float32_model, [rows[place] for place in again])
+            with self._forwards:
+                own_threads(self.spec.threads)
+                better = self._computed(self._float32_model, [rows[place] for place in again])
             for place, vectors in zip(again, better, strict=True):
-                results[place] = _checked(vectors, (RECOMPUTED_FLOAT32,))
+                results[place] = _checked(vectors(), (RECOMPUTED_FLOAT32,))
         return results
 
-    def _computed(self, model: Any, rows: Sequence[Array]) -> list[_Vectors]:
+    def _computed(self, model: Any, rows: Sequence[Array]) -> list[Callable[[], _Vectors]]:
         """Vectors of each row, in as many batches as the memory asks for."""
         largest = max((int(_tokens(ids).max()) for ids in rows), default=0)
         if largest >= model.config.vocab_size:
@@ -252,7 +290,7 @@ class TextEncoder:
             )
         return self.halving.in_halves(lambda batch: self._forward(model, batch), rows, self.told)
 
-    def _forward(self, model: Any, rows: Sequence[Array]) -> list[_Vectors]:
+    def _forward(self, model: Any, rows: Sequence[Array]) -> list[Callable[[], _Vectors]]:
         import torch
 
         settings = self.spec.settings
@@ -264,15 +302,22 @@ class TextEncoder:
             more["output_hidden_states"] = True
         with torch.inference_mode():
             output = model(input_ids=torch.from_numpy(ids).to(self.device), **more)
-            pooled = None if settings.output == "features" else _stored(pooled_of(output))
-            if settings.output == "pooled":
-                assert pooled is not None
-                return [_Vectors(vector[None], None) for vector in pooled]
-            stored = _stored(features_of(output, settings.layers))
-        return [
-            _Vectors(self.spec.trimmed(row, stored[number, : len(row)]), None if pooled is None else pooled[number])
-            for number, row in enumerate(rows)
-        ]
+            pooled = None if settings.output == "features" else self._stored(pooled_of(output))
+            stored = None if settings.output == "pooled" else self._stored(features_of(output, settings.layers))
+        return [partial(self._vectors, row, number, stored, pooled) for number, row in enumerate(rows)]
+
+    def _stored(self, vectors: Any) -> Wait:
+        import torch
+
+        return self._transfer.download(vectors.to(torch.float16))
+
+    def _vectors(self, ids: Array, number: int, stored: Wait | None, pooled: Wait | None) -> _Vectors:
+        """Of one row of a batch, once it is computed."""
+        if stored is None:
+            assert pooled is not None
+            return _Vectors(pooled()[number][None], None)
+        features = self.spec.trimmed(ids, stored()[number, : len(ids)])
+        return _Vectors(features, None if pooled is None else pooled()[number])
 
 
 def _padded(rows: Sequence[Array], padding: int) -> tuple[Array, Array]:
@@ -288,13 +333,6 @@ def _padded(rows: Sequence[Array], padding: int) -> tuple[Array, Array]:
 def _tokens(ids: Array) -> Array:
     """The tokens that ids stand for; see `Tokens`."""
     return np.where(ids < 0, ~ids, ids)
-
-
-def _stored(vectors: Any) -> Array:
-    import torch
-
-    array: Array = vectors.to(torch.float16).cpu().numpy()
-    return array
 
 
 def _checked(vectors: _Vectors, notes: tuple[str, ...] = ()) -> Encoded | SampleError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -10,15 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from latentmill.encoders import heap
+from latentmill.encoders.compiling import compile_errors, compile_module, uncompiled
 from latentmill.encoders.device import choose_device as choose_device
+from latentmill.encoders.device import own_threads
 from latentmill.encoders.device import prepare_device as prepare_device
 from latentmill.encoders.device import restore_torch as restore_torch
 from latentmill.encoders.memory import Halving, unless_out_of_memory
 from latentmill.encoders.models import ResolvedModel, check_statistic
+from latentmill.encoders.pixels import to_input as to_input
 from latentmill.encoders.tiles import tiled_moments
+from latentmill.encoders.transfer import Transfer, Wait, transfer_for
 from latentmill.encoders.vae_families import FAMILIES, Family, Vae
-from latentmill.errors import ModelError, SampleError
+from latentmill.encoders.vae_model import Forward, even, load_vae
+from latentmill.errors import ConfigError, ModelError, SampleError
 from latentmill.records import RECOMPUTED_FLOAT32, SMALLER_BATCH, TILED, Array, Encoded, Sample
+from latentmill.stages import Results
 from latentmill.system import available_memory
 
 if TYPE_CHECKING:
@@ -26,7 +34,7 @@ if TYPE_CHECKING:
 
 _TILES = (2048, 1024, 512)  # pixels of a tile's side; the first that fits is taken
 _SAFE_SHARE = 0.8  # of the available memory
-_Computed = tuple[Array, tuple[str, ...]] | SampleError  # what the family encodes to, and notes on how it was made
+_Computed = tuple[Wait, tuple[str, ...]] | SampleError  # what the family encodes to, and notes on how it was made
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,8 @@ class VaeSpec:
     model without a posterior stores `mean`.
     tiling: an image that does not fit in memory even alone is encoded in tiles (`auto`), or rejected (`never`);
     `always` tiles every image larger than 512 pixels, in tiles of that size. See `tiles`: close, not the same.
+    channels_last: weights and activations lie in the memory's order NHWC. compile: by torch.compile, once for each
+    shape; backend: the one that it takes.
     """
 
     model: ResolvedModel
@@ -48,6 +58,9 @@ class VaeSpec:
     save_dtype: str
     threads: int
     tiling: str = "auto"
+    channels_last: bool = False
+    compile: bool = False
+    backend: str = "inductor"
 
     def open(self) -> VaeEncoder:
         """Load the model. Raises ModelError, and ConfigError where it has no posterior to store."""
@@ -66,26 +79,53 @@ class VaeSpec:
 
 
 class VaeEncoder:
-    """uint8 HWC pixels -> float latents (2C or C, H/f, W/f), not scaled."""
+    """uint8 HWC pixels -> float latents (2C or C, H/f, W/f), not scaled.
 
-    def __init__(self, spec: VaeSpec) -> None:
+    Batches are computed in the thread that submits them; results are made ready in the one that ends them, which
+    computes again what overflowed, and only while no other batch is begun.
+    """
+
+    def __init__(self, spec: VaeSpec, transfer: Transfer | None = None) -> None:
         import torch
 
         check_statistic(spec.model.info, spec.store)
         self.spec = spec
         self.family = FAMILIES[spec.model.info.class_name]
+        if spec.channels_last and self.family.frames:
+            raise ConfigError(
+                f"channels-last is of models with 2D convolutions. Found: {spec.model.info.name}, a "
+                f"{self.family.class_name}; leave out --channels-last"
+            )
         self.device = prepare_device(spec.device, spec.threads)
         self.dtype: torch.dtype = getattr(torch, spec.dtype)
-        self.vae = load_vae(spec.model, self.device, self.dtype)
+        self._transfer = transfer or transfer_for(self.device)
+        self._forward = self._loaded(self.dtype, even=spec.compile)
+        if spec.compile:
+            compile_module(self.vae.encoder, spec.backend)
+        self._warm: set[tuple[int, ...]] = set()
+        self._forwards = threading.Lock()
         self._halving: Halving[Sample] = Halving("image", cost=_pixels)
         self._room = self._halving.limit = _room(self.family, self.vae, self.device)
         self._worked = False  # whether an image has fitted
+        if self.device.type == "cpu":
+            heap.keep_buffers()
+
+    @property
+    def vae(self) -> Any:
+        """The model, in the precision that was asked for."""
+        return self._forward.vae
+
+    def _loaded(self, dtype: torch.dtype, *, even: bool = False) -> Forward:
+        spec = self.spec
+        loading = {"channels_last": True} if spec.channels_last else {}
+        vae = load_vae(spec.model, self.device, dtype, **loading)
+        return Forward(vae, self.family, self.device, self._transfer, spec.pixel_range, even=even, **loading)
 
     @cached_property
-    def _float32_vae(self) -> Vae:
+    def _in_float32(self) -> Forward:
         import torch
 
-        return load_vae(self.spec.model, self.device, torch.float32)
+        return self._loaded(torch.float32)
 
     def encode(self, samples: Sequence[Sample]) -> list[Encoded | SampleError]:
         """Latents of one batch; what is not finite in half precision is computed again in float32.
@@ -93,58 +133,91 @@ class VaeEncoder:
         A batch that does not fit in memory is computed in smaller ones, an image that does not in tiles; both are
         noted. An image for which neither helps is an error of its own; raises ModelError where none ever fitted.
         """
-        found = zip(samples, self._fitting(self.vae, samples), strict=True)
-        return [self._mended(sample, computed) for sample, computed in found]
+        return self.submit(samples)()
+
+    def submit(self, samples: Sequence[Sample]) -> Results:
+        """As `encode`, in two steps; see `stages.Submitting`."""
+        with self._forwards:
+            computed = self._fitting(self._forward, samples)
+        heap.bound_kept()
+        return lambda: [self._mended(sample, each) for sample, each in zip(samples, computed, strict=True)]
+
+    def trial(self, samples: Sequence[Sample]) -> list[Encoded | SampleError]:
+        """As `encode`, but never compiled: to measure by, with shapes that are not those of the work."""
+        if not self.spec.compile:
+            return self.encode(samples)
+        with uncompiled():
+            return self.encode(samples)
+
+    def warm_up(self, samples: Sequence[Sample]) -> None:
+        """Compile for the shape of this batch, unless that was done before. Raises ModelError where it cannot be."""
+        shape = (even(len(samples)), *samples[0].array.shape)
+        if not self.spec.compile or shape in self._warm:
+            return
+        self._warm.add(shape)
+        arrays = [sample.array for sample in samples]
+        with self._forwards, compile_errors(self.spec.model.info.name):
+            unless_out_of_memory(lambda: self._forward(arrays)())
 
     def _mended(self, sample: Sample, computed: _Computed) -> Encoded | SampleError:
         """The result of one image, computed again in float32 where half precision overflowed."""
         if isinstance(computed, SampleError):
             return computed
-        moments, notes = computed
+        wait, notes = computed
+        moments = wait()
         if np.isfinite(moments).all() or self.spec.dtype == "float32":
             return self._encoded(sample, moments, notes)
-        (again,) = self._fitting(self._float32_vae, [sample])
+        with self._forwards:
+            own_threads(self.spec.threads)
+            (again,) = self._fitting(self._in_float32, [sample])
         if isinstance(again, SampleError):
             return again
-        moments, more = again
-        return self._encoded(sample, moments, tuple(dict.fromkeys((*notes, *more, RECOMPUTED_FLOAT32))))
+        wait, more = again
+        return self._encoded(sample, wait(), tuple(dict.fromkeys((*notes, *more, RECOMPUTED_FLOAT32))))
 
-    def _fitting(self, vae: Vae, samples: Sequence[Sample]) -> list[_Computed]:
+    def _fitting(self, forward: Forward, samples: Sequence[Sample]) -> list[_Computed]:
         """Moments of samples of one shape, in batches that fit in memory, and how they were computed."""
-        if self.spec.tiling == "always" or self._too_large(vae, samples[0]):
-            return [self._alone(vae, sample) for sample in samples]
+        if self.spec.tiling == "always" or self._too_large(forward, samples[0]):
+            return [self._alone(forward, sample) for sample in samples]
 
         def run(batch: Sequence[Sample]) -> list[_Computed]:
             notes = (SMALLER_BATCH,) if len(batch) < len(samples) else ()
-            return [(own, notes) for own in self._moments(vae, np.stack([sample.array for sample in batch]))]
+            wait = self._moments(forward, [sample.array for sample in batch])
+            return [(partial(_row, wait, number), notes) for number in range(len(batch))]
 
-        return self._halving.in_halves(run, samples, lambda limit: None, lambda sample: self._alone(vae, sample))
+        return self._halving.in_halves(run, samples, lambda limit: None, lambda sample: self._alone(forward, sample))
 
-    def _too_large(self, vae: Vae, sample: Sample) -> bool:
-        return self._exceeds(vae, _pixels([sample]))
+    def _too_large(self, forward: Forward, sample: Sample) -> bool:
+        return self._exceeds(forward, _pixels([sample]))
 
-    def _exceeds(self, vae: Vae, pixels: int) -> bool:
+    def _exceeds(self, forward: Forward, pixels: int) -> bool:
         """Whether so many pixels are known not to fit; `_room` is for the precision that was asked for."""
-        return self._room is not None and pixels * vae.dtype.itemsize > self._room * self.dtype.itemsize
+        return self._room is not None and pixels * forward.vae.dtype.itemsize > self._room * self.dtype.itemsize
 
-    def _alone(self, vae: Vae, sample: Sample) -> _Computed:
+    def _alone(self, forward: Forward, sample: Sample) -> _Computed:
         """One image that does not fit as a whole: in tiles, if that is allowed and helps."""
         if self.spec.tiling == "never":
             return self._unfit(sample)
         tiles = _TILES[-1:] if self.spec.tiling == "always" else _TILES
         side = max(sample.array.shape[:2])
-        for tile in [size for size in tiles if size < side and not self._exceeds(vae, size * size)] or tiles[-1:]:
-            found = unless_out_of_memory(partial(self._tiled, vae, sample, tile))
+        for tile in [size for size in tiles if size < side and not self._exceeds(forward, size * size)] or tiles[-1:]:
+            found = unless_out_of_memory(partial(self._tiled, forward, sample, tile))
             if found is not None:
                 return found
         return self._unfit(sample)
 
-    def _tiled(self, vae: Vae, sample: Sample, tile: int) -> _Computed:
+    def _tiled(self, forward: Forward, sample: Sample, tile: int) -> _Computed:
         pixels = sample.array
         if max(pixels.shape[:2]) <= tile:
-            return self._moments(vae, np.stack([pixels]))[0], ()  # a copy: PyTorch warns of arrays it may not write
+            return partial(_row, self._moments(forward, [pixels]), 0), ()
         factor = self.spec.model.info.downscale_factor
-        return tiled_moments(lambda part: self._moments(vae, part), pixels, tile, factor), (TILED,)
+        moments = tiled_moments(lambda part: self._moments(forward, [*part])(), pixels, tile, factor)
+        return (lambda: moments), (TILED,)
+
+    def _moments(self, forward: Forward, arrays: Sequence[Array]) -> Wait:
+        wait = forward(arrays)
+        self._worked = True
+        return wait
 
     def _unfit(self, sample: Sample) -> _Computed:
         """A week's run does not end for one image; where no image has fitted yet, there is no use in going on."""
@@ -182,16 +255,6 @@ class VaeEncoder:
         noise = torch.randn(mean.shape, generator=generator, dtype=torch.float32).numpy()
         drawn: Array = mean + std * noise
         return drawn
-
-    def _moments(self, vae: Vae, pixels: Array) -> Array:
-        """uint8 NHWC 0..255 -> float32 (N, 2C, h, w): posterior mean, then standard deviation; (N, C, h, w) if none."""
-        import torch
-
-        with torch.inference_mode():
-            batch = to_input(pixels, self.spec.pixel_range).to(self.device, vae.dtype)
-            moments: Array = self.family.encode(vae, batch).cpu().numpy()
-        self._worked = True
-        return moments
 
 
 class VaeDecoder:
@@ -275,34 +338,6 @@ def _room(family: Family, vae: Vae, device: torch.device) -> int | None:
     return int(_SAFE_SHARE * available / family.bytes_per_pixel(vae.config, vae.dtype.itemsize))
 
 
-def to_input(pixels: Array, pixel_range: tuple[float, float]) -> torch.Tensor:
-    """uint8 NHWC 0..255 -> float32 NCHW in `pixel_range`.
-
-    Contiguous NCHW: a permuted view would silently run channels-last kernels, whose results differ.
-    """
-    import torch
-
-    batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().float()
-    return batch / 127.5 - 1 if pixel_range == (-1.0, 1.0) else batch / 255
-
-
-def load_vae(model: ResolvedModel, device: torch.device, dtype: torch.dtype) -> Vae:
-    """The model in evaluation mode, from safetensors. Raises ModelError."""
-    import diffusers
-    from safetensors import SafetensorError
-
-    family = getattr(diffusers, model.info.class_name, None)
-    if family is None:
-        raise ModelError(
-            f"{model.info.name} needs a diffusers that has {model.info.class_name}. Found: {diffusers.__version__}; "
-            "pip install -U diffusers"
-        )
-    try:
-        vae = family.from_pretrained(
-            model.folder, use_safetensors=True, local_files_only=True, torch_dtype=dtype, low_cpu_mem_usage=False
-        )
-    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
-        raise ModelError(f"{model.info.name} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
-    vae.eval().requires_grad_(False)
-    loaded: Vae = vae.to(device)
-    return loaded
+def _row(wait: Wait, number: int) -> Array:
+    row: Array = wait()[number]
+    return row

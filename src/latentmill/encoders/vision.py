@@ -8,6 +8,7 @@ halved; what is not finite in half precision is computed again in float32.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -16,14 +17,17 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from latentmill.encoders.device import prepare_device
+from latentmill.encoders import heap
+from latentmill.encoders.device import own_threads, prepare_device
 from latentmill.encoders.memory import Halving
 from latentmill.encoders.pretrained import load_pretrained
+from latentmill.encoders.transfer import Wait, transfer_for
 from latentmill.encoders.vision_input import InputRule, RepaInput, Size
 from latentmill.encoders.vision_models import ResolvedVisionModel, resolve_vision
 from latentmill.errors import ConfigError, SampleError
 from latentmill.formats.metadata import VisionInfo, VisionModelInfo
 from latentmill.records import RECOMPUTED_FLOAT32, SMALLER_BATCH, Array, Encoded, Sample
+from latentmill.stages import Results
 
 if TYPE_CHECKING:
     import torch
@@ -148,6 +152,9 @@ def vision_info(spec: VisionSpec, pixel_size: Size | None) -> VisionInfo:
     )
 
 
+_Computed = tuple[Wait, int, tuple[str, ...]]  # features of a batch, which of them, notes on how they were computed
+
+
 class VisionEncoder:
     """uint8 HWC pixels, as `VisionSpec.resize` gives them -> features, float32 or float16."""
 
@@ -158,6 +165,10 @@ class VisionEncoder:
         self.device = prepare_device(spec.device, spec.threads)
         self.model = load_vision(spec, self.device, getattr(torch, spec.dtype))
         self._halving: Halving[Sample] = Halving("image", cost=_pixels)
+        self._transfer = transfer_for(self.device)
+        self._forwards = threading.Lock()
+        if self.device.type == "cpu":
+            heap.keep_buffers()
 
     @cached_property
     def _float32_model(self) -> Any:
@@ -170,31 +181,45 @@ class VisionEncoder:
 
         Raises ModelError where not even one image fits in memory.
         """
-        results = self._computed(self.model, samples)
+        return self.submit(samples)()
+
+    def submit(self, samples: Sequence[Sample]) -> Results:
+        """As `encode`, in two steps; see `stages.Submitting`."""
+        with self._forwards:
+            computed = self._computed(self.model, samples)
+        heap.bound_kept()
+        return lambda: self._ended(samples, computed)
+
+    def _ended(self, samples: Sequence[Sample], computed: Sequence[_Computed]) -> list[Encoded | SampleError]:
+        results = [(wait()[number], notes) for wait, number, notes in computed]
         again = [place for place, (array, _) in enumerate(results) if not np.isfinite(array).all()]
         if again and self.spec.dtype != "float32":
-            better = self._computed(self._float32_model, [samples[place] for place in again])
-            for place, (array, notes) in zip(again, better, strict=True):
-                results[place] = array, tuple(dict.fromkeys((*results[place][1], *notes, RECOMPUTED_FLOAT32)))
+            with self._forwards:
+                own_threads(self.spec.threads)
+                better = self._computed(self._float32_model, [samples[place] for place in again])
+            for place, (wait, number, notes) in zip(again, better, strict=True):
+                told = tuple(dict.fromkeys((*results[place][1], *notes, RECOMPUTED_FLOAT32)))
+                results[place] = wait()[number], told
         return [self._checked(array, notes) for array, notes in results]
 
-    def _computed(self, model: Any, samples: Sequence[Sample]) -> list[tuple[Array, tuple[str, ...]]]:
+    def _computed(self, model: Any, samples: Sequence[Sample]) -> list[_Computed]:
         """float32 features of samples of one shape, in batches that fit in memory, and how they were computed."""
 
-        def run(batch: Sequence[Sample]) -> list[tuple[Array, tuple[str, ...]]]:
+        def run(batch: Sequence[Sample]) -> list[_Computed]:
             notes = (SMALLER_BATCH,) if len(batch) < len(samples) else ()
-            return [(own, notes) for own in self._features(model, np.stack([sample.array for sample in batch]))]
+            wait = self._features(model, [sample.array for sample in batch])
+            return [(wait, number, notes) for number in range(len(batch))]
 
         return self._halving.in_halves(run, samples, lambda limit: None)
 
-    def _features(self, model: Any, pixels: Array) -> Array:
-        """uint8 NHWC -> float32 (B, N, D)."""
+    def _features(self, model: Any, arrays: Sequence[Array]) -> Wait:
+        """uint8 HWC each -> float32 (B, N, D)."""
         import torch
 
         with torch.inference_mode():
+            pixels = np.stack(arrays) if self.device.type == "cpu" else self._transfer.upload(arrays)
             batch = self.spec.rule.tensor(pixels, self.device)
-            found: Array = self._chosen(model, batch.to(model.dtype)).float().cpu().numpy()
-        return found
+            return self._transfer.download(self._chosen(model, batch.to(model.dtype)).float())
 
     def _chosen(self, model: Any, batch: torch.Tensor) -> torch.Tensor:
         """The tokens that are asked for, of an input NCHW."""

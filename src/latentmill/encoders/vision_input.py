@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from PIL import Image
 
+from latentmill.encoders.pixels import looked_up
 from latentmill.errors import ConfigError
 from latentmill.formats.vision import REPA_PIXELS
 from latentmill.records import Array
+from latentmill.transforms.resample import planes, resize
 
 if TYPE_CHECKING:
     import torch
@@ -36,8 +38,8 @@ class InputRule(Protocol):
         """The input's size for pixels of a size; of None, what all sizes become, None where they differ."""
         ...
 
-    def tensor(self, pixels: Array, device: torch.device) -> torch.Tensor:
-        """uint8 NHWC, as `resize` gives them -> float32 NCHW on the device."""
+    def tensor(self, pixels: Array | torch.Tensor, device: torch.device) -> torch.Tensor:
+        """uint8 NHWC, as `resize` gives them, here or on the device -> float32 NCHW on the device."""
         ...
 
 
@@ -63,17 +65,18 @@ class Processor:
         if self.on_floats:
             return pixels
         size = self._resized((pixels.shape[0], pixels.shape[1]))
-        if size != pixels.shape[:2]:
-            image = Image.fromarray(pixels).resize((size[1], size[0]), Image.Resampling(self.resample))
-            pixels = np.asarray(image)
-        return pixels if self.crop is None else _centre(pixels, self.crop)
+        if size == pixels.shape[:2]:
+            return pixels if self.crop is None else _centre(pixels, self.crop)
+        top, left, height, width = (0, 0, *size) if self.crop is None else _centred(size, self.crop)
+        shown = resize(pixels, size, Image.Resampling(self.resample), (top, left, top + height, left + width))
+        return shown if self.crop is None else _centre(shown, self.crop)
 
     def size_of(self, pixels: Size | None) -> Size | None:
         if self.crop is not None:
             return self.crop
         return self.size if pixels is None else self._resized(pixels)
 
-    def tensor(self, pixels: Array, device: torch.device) -> torch.Tensor:
+    def tensor(self, pixels: Array | torch.Tensor, device: torch.device) -> torch.Tensor:
         from torch.nn.functional import interpolate
 
         values = _BYTES if self.rescale is None else _BYTES * self.rescale
@@ -121,7 +124,7 @@ class RepaInput:
             )
         return self.patch * (pixels[0] // REPA_PIXELS), self.patch * (pixels[1] // REPA_PIXELS)
 
-    def tensor(self, pixels: Array, device: torch.device) -> torch.Tensor:
+    def tensor(self, pixels: Array | torch.Tensor, device: torch.device) -> torch.Tensor:
         from torch.nn.functional import interpolate
 
         batch = _looked_up(_BYTES.astype(np.float32) / np.float32(255), pixels, device)
@@ -129,15 +132,23 @@ class RepaInput:
         return interpolate(_normalised(batch, self.mean, self.std), size, mode="bicubic", align_corners=False)
 
 
-def _looked_up(values: Array, pixels: Array, device: torch.device) -> torch.Tensor:
+def _looked_up(values: Array, pixels: Array | torch.Tensor, device: torch.device) -> torch.Tensor:
     """uint8 NHWC -> float32 NCHW, contiguous: each byte its value."""
     import torch
 
-    return torch.from_numpy(values[pixels]).permute(0, 3, 1, 2).contiguous().to(device)
+    if isinstance(pixels, torch.Tensor):
+        return looked_up(torch.from_numpy(values).to(device), pixels).contiguous()
+    return torch.from_numpy(np.take(values, np.stack([planes(image) for image in pixels]))).to(device)
 
 
 def _normalised(batch: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
     return (batch - batch.new_tensor(mean).view(-1, 1, 1)) / batch.new_tensor(std).view(-1, 1, 1)
+
+
+def _centred(size: Size, crop: Size) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of the part of an image of `size` that `_centre` keeps of it."""
+    height, width = min(size[0], crop[0]), min(size[1], crop[1])
+    return (size[0] - height) // 2, (size[1] - width) // 2, height, width
 
 
 def _centre(pixels: Array, size: Size) -> Array:

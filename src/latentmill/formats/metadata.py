@@ -11,7 +11,6 @@ import json
 import zipfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -19,23 +18,28 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from latentmill.errors import SourceError
 from latentmill.files import DIGEST, digest
-from latentmill.records import Geometry, Outcome, SampleRef, StoredFile
+from latentmill.formats.rows import reject_mark
+from latentmill.formats.rows import row_geometry as row_geometry
+from latentmill.formats.rows import row_json as row_json
+from latentmill.formats.rows import row_outcome as row_outcome
+from latentmill.formats.zip_tail import open_last_member
 
 DATASET_JSON = "dataset.json"
 METADATA_JSON = "latentmill.json"
 INDEX_JSONL = "latentmill-index.jsonl"
+INDEX_COLUMNS = "latentmill-index.bin"  # the same, for loaders; see `formats.columns`
 REJECTS_JSONL = "latentmill-rejects.jsonl"
 REPORT_JSON = "latentmill-report.json"
 RECIPE_TOML = "latentmill-recipe.toml"
 WORK_FOLDER = ".latentmill"  # in a dataset that is being made; beside a zip, NAME.zip.latentmill
 
 _MAX_BESIDE_BYTES = 1 << 30  # labels of ten million images; a small zip may claim more
-_READ_ERRORS = (OSError, EOFError, zipfile.BadZipFile, zlib.error)  # of a member of a folder or a zip
+READ_ERRORS = (OSError, EOFError, zipfile.BadZipFile, zlib.error)  # of a member of a folder or a zip
 Value = str | int | float | bool | None | list[float]
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class Normalization(_Record):
@@ -274,7 +278,7 @@ def read_beside(path: Path, name: str) -> bytes | None:
         if len(data) > _MAX_BESIDE_BYTES:
             raise SourceError(f"{name} in {path} is over {_MAX_BESIDE_BYTES:,} bytes, which is not believed")
         return data
-    except _READ_ERRORS as error:
+    except READ_ERRORS as error:
         raise SourceError(f"{name} in {path} cannot be read: {str(error) or type(error).__name__}") from error
 
 
@@ -284,11 +288,14 @@ def open_beside(path: Path, name: str) -> IO[bytes] | None:
         file = path / name
         return file.open("rb") if file.is_file() else None
     try:
+        found = open_last_member(path, name)
+        if found is not None:
+            return found
         with zipfile.ZipFile(path) as archive:
             return archive.open(name)
     except (KeyError, FileNotFoundError, NotADirectoryError):
         return None
-    except (*_READ_ERRORS, RuntimeError, NotImplementedError) as error:
+    except (*READ_ERRORS, RuntimeError, NotImplementedError) as error:
         raise SourceError(f"{name} in {path} cannot be read: {str(error) or type(error).__name__}") from error
 
 
@@ -301,7 +308,23 @@ def index_rows(path: Path) -> Iterator[dict[str, Any]]:
         with io.TextIOWrapper(stream, "utf-8") as lines:
             for line in lines:
                 yield json.loads(line)
-    except (*_READ_ERRORS, ValueError) as error:
+    except (*READ_ERRORS, ValueError) as error:
+        raise SourceError(f"{INDEX_JSONL} in {path} is damaged: {str(error) or type(error).__name__}") from error
+
+
+def rejected_at(path: Path, stages: tuple[str, ...]) -> bool:
+    """Whether a finished dataset's index holds a reject of one of these stages. Raises SourceError when it is damaged.
+
+    Lines are not parsed, which takes a tenth of the time: no key holds what is looked for, since JSON escapes quotes.
+    """
+    marks = [reject_mark(stage).encode() for stage in stages]
+    stream = open_beside(path, INDEX_JSONL)
+    if stream is None:
+        return False
+    try:
+        with stream:
+            return any(mark in line for line in stream for mark in marks)
+    except READ_ERRORS as error:
         raise SourceError(f"{INDEX_JSONL} in {path} is damaged: {str(error) or type(error).__name__}") from error
 
 
@@ -318,67 +341,7 @@ def read_labels(text: bytes, where: str) -> dict[str, int]:
         raise SourceError(f'{where} must be {{"labels": [[name, integer], ...]}} or {{"labels": null}}')
     given = {}
     for row in labels:
-        match row:
-            case [str(name), int(label)] if not isinstance(label, bool):
-                given[name.replace("\\", "/")] = label
-            case _:
-                raise SourceError(f"every label in {where} must be [name, integer]. Found: {json.dumps(row)[:80]}")
+        if not (type(row) is list and len(row) == 2 and type(row[0]) is str and type(row[1]) is int):
+            raise SourceError(f"every label in {where} must be [name, integer]. Found: {json.dumps(row)[:80]}")
+        given[row[0].replace("\\", "/")] = row[1]
     return given
-
-
-def row_json(outcome: Outcome, output: str | None = None) -> str:
-    """One line of a ledger (`output` None: every output's file) or of one output's index."""
-    ref = outcome.ref
-    row: dict[str, object] = {"index": ref.index, "key": ref.key, "stat": ref.stat, "label": ref.label}
-    row["source"] = outcome.digest
-    if ref.caption is not None:
-        row |= {"caption": ref.caption, "tokens": ref.tokens}
-    if outcome.geometry is not None:
-        row["geometry"] = asdict(outcome.geometry)
-    if outcome.notes:
-        row["notes"] = list(outcome.notes)
-    if outcome.stage:
-        row["reject"] = [outcome.stage, outcome.reason]
-    elif outcome.skipped:
-        row["skipped"] = outcome.reason or True
-    elif output is None:
-        row["files"] = {name: [f.name, f.size, f.digest, f.crc] for name, f in outcome.files.items()}
-    else:
-        stored = outcome.files[output]
-        row |= {"name": stored.name, "size": stored.size, "digest": stored.digest, "crc": stored.crc}
-    if outcome.sums and output != "images":
-        row["sums"] = list(outcome.sums)
-    return json.dumps(row, separators=(",", ":"))
-
-
-def row_outcome(row: dict[str, Any], output: str | None = None) -> Outcome:
-    """The inverse of `row_json`."""
-    ref = SampleRef(
-        row["index"], row["key"], row["stat"], row["label"], caption=row.get("caption"), tokens=row.get("tokens", 0)
-    )
-    if output is None:
-        files = {name: StoredFile(*values) for name, values in row.get("files", {}).items()}
-    elif "name" in row:
-        files = {output: StoredFile(row["name"], row["size"], row["digest"], row["crc"])}
-    else:
-        files = {}
-    stage, reason = row.get("reject", ("", ""))
-    skipped = row.get("skipped", False)
-    return Outcome(
-        ref,
-        row["source"],
-        tuple(row.get("notes", ())),
-        files,
-        tuple(row.get("sums", ())),
-        bool(skipped),
-        stage,
-        skipped if isinstance(skipped, str) else reason,
-        row_geometry(row),
-    )
-
-
-def row_geometry(row: dict[str, Any]) -> Geometry | None:
-    """How the row's image became its bucket's pixels; None where that is not recorded."""
-    if "geometry" not in row:
-        return None
-    return Geometry(**{name: tuple(value) for name, value in row["geometry"].items()})

@@ -6,10 +6,15 @@ import io
 import struct
 import zipfile
 import zlib
+from collections.abc import Sequence
+from functools import lru_cache
+from math import prod
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from latentmill.checksums import adler32, crc32
 from latentmill.records import Array
 
 # What reading a damaged or missing array, image or archive member is seen to raise.
@@ -19,14 +24,15 @@ _COLOUR_RGB, _EIGHT_BIT = 2, 8
 _STORED_BLOCK = 0xFFFF  # the most bytes that a stored deflate block holds (RFC 1951, 3.2.4)
 _ZLIB_HEADER = b"\x78\x01"
 _IEND = b"\0\0\0\0IEND\xae\x42\x60\x82"
+_NPY_1_0 = b"\x93NUMPY\x01\x00"
 _IHDR_END, _IDAT_DATA = 33, 41  # offsets in the files that `png_bytes` makes
 
 
-def _chunk(kind: bytes, *parts: bytes) -> bytes:
-    crc = zlib.crc32(kind)
+def _chunk(kind: bytes, parts: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
+    crc = crc32(kind)
     for part in parts:
-        crc = zlib.crc32(part, crc)
-    return b"".join((struct.pack(">I", sum(map(len, parts))), kind, *parts, struct.pack(">I", crc)))
+        crc = crc32(part, crc)
+    return [struct.pack(">I", sum(map(len, parts))), kind, *parts, struct.pack(">I", crc)]
 
 
 def png_bytes(pixels: Array) -> bytes:
@@ -37,18 +43,19 @@ def png_bytes(pixels: Array) -> bytes:
     height, width, channels = pixels.shape
     if channels != 3 or pixels.dtype != np.uint8:
         raise ValueError(f"pixels must be uint8 HWC RGB. Found: {pixels.dtype} {pixels.shape}")
-    rows = np.zeros((height, 1 + 3 * width), dtype=np.uint8)
+    rows = np.empty((height, 1 + 3 * width), dtype=np.uint8)
+    rows[:, 0] = 0  # the filter
     rows[:, 1:] = pixels.reshape(height, 3 * width)
-    raw = memoryview(rows.tobytes())
+    raw = rows.reshape(-1).data
     blocks: list[bytes | memoryview] = [_ZLIB_HEADER]
     for start in range(0, len(raw), _STORED_BLOCK):
         block = raw[start : start + _STORED_BLOCK]
         last = start + _STORED_BLOCK >= len(raw)
         blocks.append(struct.pack("<BHH", last, len(block), len(block) ^ 0xFFFF))
         blocks.append(block)
-    blocks.append(struct.pack(">I", zlib.adler32(raw)))
+    blocks.append(struct.pack(">I", adler32(raw)))
     header = struct.pack(">IIBBBBB", width, height, _EIGHT_BIT, _COLOUR_RGB, 0, 0, 0)
-    return _SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", b"".join(blocks)) + _chunk(b"IEND")
+    return b"".join((_SIGNATURE, *_chunk(b"IHDR", [header]), *_chunk(b"IDAT", blocks), *_chunk(b"IEND", [])))
 
 
 def stored_png_pixels(data: bytes) -> Array | None:
@@ -64,9 +71,9 @@ def stored_png_pixels(data: bytes) -> Array | None:
     if data[37:43] != b"IDAT" + _ZLIB_HEADER or length != size + overhead or data[end + 4 :] != _IEND:
         return None
     view = memoryview(data)
-    if zlib.crc32(view[12:29]) != struct.unpack_from(">I", data, 29)[0]:
+    if crc32(view[12:29]) != struct.unpack_from(">I", data, 29)[0]:
         return None
-    if zlib.crc32(view[37:end]) != struct.unpack_from(">I", data, end)[0]:
+    if crc32(view[37:end]) != struct.unpack_from(">I", data, end)[0]:
         return None
     parts, at, remaining = [], _IDAT_DATA + 2, size
     while remaining > 0:
@@ -92,13 +99,40 @@ def png_pixels(data: bytes) -> Array:
 
 def npy_bytes(array: Array) -> bytes:
     """Any array -> NPY (version 1.0, C order, little-endian)."""
-    file = io.BytesIO()
     ordered = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-    np.lib.format.write_array(file, ordered, version=(1, 0), allow_pickle=False)
+    if ordered.dtype.hasobject:
+        raise ValueError(f"an array of {ordered.dtype} cannot be stored without pickling")
+    return b"".join((_npy_header(ordered.dtype, ordered.shape), ordered.reshape(-1).view(np.uint8).data))
+
+
+@lru_cache(maxsize=64)
+def _npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    """What stands before the numbers of an NPY file (version 1.0, C order)."""
+    file = io.BytesIO()
+    table = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, table)
     return file.getvalue()
 
 
-def npy_array(data: bytes) -> Array:
-    """The array of an NPY file; never unpickles. Raises ValueError when it is damaged."""
-    array: Array = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-    return array
+def npy_array(data: bytes | memoryview) -> Array:
+    """The array of an NPY file; never unpickles. It shares the memory of a buffer that can be written to.
+
+    Raises ValueError when the file is damaged.
+    """
+    start = 10 + int.from_bytes(data[8:10], "little")
+    if data[:8] == _NPY_1_0 and len(data) > start:
+        dtype, shape, in_order = _npy_layout(bytes(data[10:start]))
+        count = prod(shape)
+        if in_order and count and not dtype.hasobject and len(data) >= start + count * dtype.itemsize:
+            array: Array = np.frombuffer(data, dtype, count, start).reshape(shape)
+            return array if array.flags.writeable else array.copy()
+    whole: Array = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+    return whole
+
+
+@lru_cache(maxsize=64)
+def _npy_layout(header: bytes) -> tuple[np.dtype[Any], tuple[int, ...], bool]:
+    """dtype, shape and whether the numbers are in C order. Raises ValueError."""
+    sized = struct.pack("<H", len(header)) + header
+    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(io.BytesIO(sized))
+    return dtype, shape, not fortran_order

@@ -10,13 +10,13 @@ import io
 import posixpath
 import re
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
+from latentmill.checksums import crc32
 from latentmill.errors import SourceError
 from latentmill.files import printable
 from latentmill.formats.metadata import WORK_FOLDER
@@ -212,7 +212,7 @@ def _stored(members: dict[str, bytes]) -> bytes:
     entries: list[bytes] = []
     offset = 0
     for name, data in members.items():
-        crc = zlib.crc32(data)
+        crc = crc32(data)
         entries.append(directory_entry(name, len(data), crc, offset))
         parts += [local_header(name, len(data), crc), data]
         offset += len(parts[-2]) + len(data)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from latentmill.checksums import crc32
 from latentmill.errors import SampleError
 
 _VERSION, _VERSION_ZIP64 = 20, 45
@@ -87,7 +88,7 @@ def read_member(file: BinaryIO, offset: int, compressed: int, method: int, crc: 
             raise SampleError("read", f"the member inflates to over {max_bytes:,} bytes")
     elif method != _STORED:
         raise SampleError("read", f"the member is compressed by method {method}; only stored and deflated are read")
-    if zlib.crc32(data) != crc:
+    if crc32(data) != crc:
         raise SampleError("read", "the member's CRC-32 does not match: its bytes are damaged")
     return data
 
@@ -138,7 +139,7 @@ class DirectoryWriter:
         crc, size = 0, source.stat().st_size
         with source.open("rb") as file:
             while block := file.read(1 << 20):
-                crc = zlib.crc32(block, crc)
+                crc = crc32(block, crc)
             self._file.write(local_header(name, size, crc))
             file.seek(0)
             while block := file.read(1 << 20):

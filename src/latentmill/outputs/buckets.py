@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,8 @@ import numpy as np
 
 from latentmill.batching import ByBucket
 from latentmill.config import BucketSettings, validated
-from latentmill.errors import SampleError
-from latentmill.estimate import DECODE_COPIES, announce_output
+from latentmill.errors import SampleError, SettingsChangedError
+from latentmill.estimate import announce_output, largest_of, loading_threads
 from latentmill.files import counted
 from latentmill.finish import Description
 from latentmill.formats.containers import FolderContainer
@@ -21,23 +20,23 @@ from latentmill.job import Job
 from latentmill.loading import BucketLoad
 from latentmill.outcome import Event, Tell
 from latentmill.outputs.common import (
+    batch_size_of,
     begun_with,
     divided,
     feature_folder,
+    forward_fingerprint,
     model_line,
     seconds_an_image,
     series,
     shared_vae,
-    stored_int,
     stored_reader,
     wanted_refs,
 )
+from latentmill.outputs.processes import encoder_devices, encoder_threads, told
 from latentmill.outputs.shared import Shared
 from latentmill.passes import Prepared
 from latentmill.records import Array, Listing
 from latentmill.registry import FAKE
-from latentmill.stages import EncoderSpec
-from latentmill.system import available_memory, usable_cores
 from latentmill.transforms.bucket import Bucket, BucketTable, square_table, table_for
 from latentmill.transforms.bucket_report import BucketReport
 from latentmill.transforms.fit import Fit, default_filter, geometry
@@ -46,8 +45,6 @@ from latentmill.worker import Output
 
 _BATCH_PIXELS = 8 * 512 * 512  # of a batch where none is asked for
 _MAX_BATCH = 8
-_LOADING_SHARE = 0.25  # of the available memory
-_MAX_THREADS = 256
 _NPY_HEADER, _ROW_BYTES = 128, 600
 
 
@@ -66,15 +63,20 @@ def _prepared(chosen: BucketSettings, variant: Variant, shared: Shared, tell: Te
     check_names((row.key for row in found.rows), reader, ".npy")
     images, listing = shared.keyed_images(chosen)
     table = bucket_table(chosen, listing, made_with)
-    threads = chosen.threads or stored_int(made_with, "threads") or usable_cores()
+    threads = encoder_threads(chosen, made_with)
     spec, info = shared_vae(chosen, shared, threads)
+    devices = encoder_devices(chosen, spec, threads)
     load = _bucket_load(chosen, divided_table(table, info, chosen.indivisible), variant)
-    _tell_buckets(load.table, load.fit, listing, tell)
-    batch_size = _batch_size(chosen, made_with, spec, load.table, tell)
+    if not listing.trusted:
+        _tell_buckets(load.table, load.fit, listing, tell)
+    largest = max((bucket.size for bucket in load.table.buckets), key=lambda size: size[0] * size[1])
+    suiting = max(1, min(_MAX_BATCH, _BATCH_PIXELS // chosen.resolution**2))
+    batch_size = batch_size_of(chosen.batch_size, made_with, suiting, spec, largest, shared, tell)
     device = getattr(spec, "device", "cpu")
-    tell(Event("plan", f"{info.name}: {model_line(info)}; {counted(threads, 'threads')} on {device}, {chosen.dtype}"))
+    tell(Event("plan", f"{info.name}: {model_line(info)}; {told(threads, device, devices)}, {chosen.dtype}"))
     count, total = latents_bytes(chosen, listing, load.table, info)
-    announce_output(counted(count, "images"), total, place.path, tell)
+    if not listing.trusted:
+        announce_output(counted(count, "images"), total, place.path, tell)
     fingerprint = _fingerprint(chosen, load, reader, info, device, batch_size, threads)
     job = Job(
         source=images,
@@ -85,11 +87,13 @@ def _prepared(chosen: BucketSettings, variant: Variant, shared: Shared, tell: Te
         batching=ByBucket(batch_size, lambda size: load.table.nearest(*size).size),
         batch_size=batch_size,
         load_threads=_load_threads(chosen, listing),
-        workers=1,
+        workers=len(devices),
+        devices=devices,
         max_failures=chosen.max_failures,
-        measure=lambda encoder, refs: seconds_an_image(spec, max(bucket.size for bucket in load.table.buckets)),
+        measure=lambda encoder, refs: seconds_an_image(spec, largest, info.pixel_multiple * 4),
         check=chosen.check,
         overwrite=chosen.overwrite,
+        trust=chosen.trust_source,
         patient=chosen.wait,
         tell=tell,
     )
@@ -110,6 +114,7 @@ def _bucket_load(chosen: BucketSettings, table: BucketTable, variant: Variant) -
         chosen.alpha,
         chosen.max_pixels,
         variant,
+        chosen.resize == "fast",
     )
 
 
@@ -124,12 +129,8 @@ def divided_table(table: BucketTable, info: ModelInfo, rule: str) -> BucketTable
 
 
 def _load_threads(chosen: BucketSettings, listing: Listing) -> int:
-    """As asked; else one a core, as far as that many of the largest images can be decoded at once."""
-    if chosen.num_workers is not None:
-        return chosen.num_workers
-    largest = max((ref.size[0] * ref.size[1] for ref in listing.refs() if ref.size), default=1)
-    room = (available_memory() or math.inf) * _LOADING_SHARE / (largest * DECODE_COPIES)
-    return max(1, min(usable_cores(), int(min(room, _MAX_THREADS))))
+    sizes = () if chosen.num_workers is not None else (ref.size for ref in listing.refs() if ref.size)
+    return loading_threads(chosen.num_workers, largest_of(sizes))
 
 
 def _description(
@@ -158,6 +159,11 @@ def bucket_table(chosen: BucketSettings, listing: Listing, made_with: dict[str, 
         return BucketTable.from_text(made)
 
     def sizes() -> Array:
+        if listing.trusted:
+            raise SettingsChangedError(
+                f"buckets {chosen.buckets} are fitted to the images, and {chosen.dest} was made with buckets "
+                f"{made_with.get('buckets')}. Use the same to go on, or leave out --trust-source"
+            )
         usable = [ref.size for ref in listing.refs() if ref.size and not (ref.fault or ref.skip)]
         return np.array(usable, np.int64).reshape(-1, 2)
 
@@ -203,26 +209,6 @@ def _tell_buckets(table: BucketTable, fit: str, listing: Listing, tell: Tell) ->
     tell(Event("plan", f"{used} of {len(table.buckets)} buckets ({table.name}, {fit}): {lost:.1%} {what}{left}"))
 
 
-def _batch_size(
-    chosen: BucketSettings, made_with: dict[str, Value], spec: EncoderSpec, table: BucketTable, tell: Tell
-) -> int:
-    """Images a batch: as asked, as measured, as the destination was begun with, or what suits the resolution."""
-    if isinstance(chosen.batch_size, int):
-        return chosen.batch_size
-    stored = stored_int(made_with, "batch_size")
-    if stored is not None:
-        return stored
-    if chosen.batch_size == "auto":
-        from latentmill.encoders.autobatch import best_batch_size
-
-        largest = max((bucket.size for bucket in table.buckets), key=lambda size: size[0] * size[1])
-        best, rates = best_batch_size(spec.open(), largest)
-        shown = ", ".join(f"{size}: {rate:.2f}/s" for size, rate in rates.items())
-        tell(Event("plan", f"batch size {best} is best for {largest[1]}x{largest[0]} ({shown})"))
-        return best
-    return max(1, min(_MAX_BATCH, _BATCH_PIXELS // chosen.resolution**2))
-
-
 def _fingerprint(
     chosen: BucketSettings,
     load: BucketLoad,
@@ -255,9 +241,11 @@ def _fingerprint(
         "tiling": chosen.tiling,
         "pillow": series("pillow"),
         **load.variant.fingerprint(),
+        **({"resize": chosen.resize} if chosen.resize != "exact" else {}),
         **({"indivisible": chosen.indivisible} if chosen.indivisible != "refuse" else {}),
         **({"store": chosen.store} if chosen.store != "moments" else {}),
         **({"seed": chosen.seed} if chosen.store == "sample" else {}),
+        **forward_fingerprint(chosen),
         **{name: series(name) for name in ("torch", "diffusers") if info.class_name != FAKE},
     }
 

@@ -21,13 +21,13 @@ from latentmill.formats.pixart import EMPTY_CAPTION, PixArtText, ReaderKind, che
 from latentmill.job import Job
 from latentmill.loading import CaptionLoad
 from latentmill.outcome import Event, Tell
-from latentmill.outputs.common import feature_folder, series, stored_int, stored_reader, wanted_refs
+from latentmill.outputs.common import feature_folder, series, stored_reader, wanted_refs
+from latentmill.outputs.processes import encoder_devices, encoder_threads, told
 from latentmill.outputs.shared import Shared
 from latentmill.passes import Prepared
 from latentmill.records import Listing, Sample, SampleRef
 from latentmill.registry import TEXT_MODELS, TEXT_SETS
 from latentmill.sources.features import Captions
-from latentmill.system import usable_cores
 from latentmill.worker import Output
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 _NPZ_OVERHEAD, _ROW_BYTES = 500, 350
 _REPEATED = 0.01  # of a vector that is repeated, when it is deflated
 _PROBE_CAPTIONS = 8
+_LONG_PROBE = 0.25  # seconds
 _CAPTIONS_AHEAD = 64
 
 
@@ -47,18 +48,21 @@ def prepare_captions(chosen: CaptionSettings, shared: Shared, tell: Tell) -> lis
     keys = [row.key for row in found.rows]
     reader = _reader(chosen, stored_reader(made_with), keys, place.path)
     check_names(keys, reader, ".npz")
-    threads = chosen.threads or stored_int(made_with, "threads") or usable_cores()
-    told = (chosen.model, chosen.member, chosen.repository, chosen.revision, chosen.max_length, repr(chosen.encoding))
-    key = ("text", *told, chosen.device, chosen.dtype, threads)
+    threads = encoder_threads(chosen, made_with)
+    asked = (chosen.model, chosen.member, chosen.repository, chosen.revision, chosen.max_length, repr(chosen.encoding))
+    key = ("text", *asked, chosen.device, chosen.dtype, threads)
     spec = shared.one(shared.once(key, lambda: _encoder(chosen, threads)))
+    devices = encoder_devices(chosen, spec, threads)
     captions = Captions(found, chosen.label, chosen.missing_caption, spec.lengths, chosen.start_index, chosen.rows_end)
-    listing = captions.listing()
-    tell_missing(listing, chosen, tell)
+    listing = shared.trusted(chosen) or captions.listing()
+    if not listing.trusted:
+        tell_missing(listing, chosen, tell)
     layout = PixArtText(reader, spec.max_length if chosen.pad else None, spec.pooled_width, spec.has_features)
-    device = f"{counted(threads, 'threads')} on {spec.device}, {chosen.dtype}"
+    device = f"{told(threads, spec.device, devices)}, {chosen.dtype}"
     tell(Event("plan", f"{spec.model.info.name}: {spec.width} wide, at most {spec.max_length} tokens; {device}"))
     what, total = text_bytes(chosen, spec, listing)
-    announce_output(what, total, place.path, tell)
+    if not listing.trusted:
+        announce_output(what, total, place.path, tell)
     job = Job(
         source=captions,
         load=CaptionLoad(spec),
@@ -68,11 +72,13 @@ def prepare_captions(chosen: CaptionSettings, shared: Shared, tell: Tell) -> lis
         batching=ByTokens(chosen.token_budget, spec.overhead),
         batch_size=_CAPTIONS_AHEAD,
         load_threads=1,
-        workers=1,
+        workers=len(devices),
+        devices=devices,
         max_failures=chosen.max_failures,
         measure=lambda encoder, refs: _seconds_a_token(spec, refs),
         check=chosen.check,
         overwrite=chosen.overwrite,
+        trust=chosen.trust_source,
         patient=chosen.wait,
         tell=tell,
     )
@@ -196,7 +202,12 @@ def _seconds_a_token(spec: TextEncoderSpec, refs: Sequence[SampleRef]) -> float:
     if not samples:
         return 0.01
     encoder = spec.open()
-    encoder.encode(samples[:1])  # warms up
-    start = time.perf_counter()
-    encoder.encode(samples[1:] or samples)
-    return (time.perf_counter() - start) / sum(len(sample.array) for sample in samples[1:] or samples)
+    seconds = 0.0
+    for probe in (samples[:1], samples[1:]):  # the first may only warm up; a slow one tells enough
+        if not probe or seconds > _LONG_PROBE:
+            break
+        start = time.perf_counter()
+        encoder.encode(probe)
+        seconds = time.perf_counter() - start
+        found = seconds / sum(len(sample.array) for sample in probe)
+    return found

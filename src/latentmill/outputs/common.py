@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,10 +11,12 @@ import numpy as np
 
 from latentmill.config import BucketSettings, LatentSettings, OutputSettings
 from latentmill.destination import stored_fingerprint
+from latentmill.devices import encoder_device
 from latentmill.errors import ConfigError, DestinationError, ModelError, SampleError
 from latentmill.formats.containers import Container, FolderContainer, container
 from latentmill.formats.metadata import ModelInfo, Value
 from latentmill.formats.pixart import ReaderKind
+from latentmill.outcome import Event, Tell
 from latentmill.outputs.shared import Shared
 from latentmill.plugins import ENCODERS, EncoderRequest, MakeEncoder, choices, installed, load, origin
 from latentmill.records import Listing, Sample, SampleRef
@@ -24,6 +26,8 @@ from latentmill.stages import EncoderSpec, Source
 from latentmill.transforms.divide import divided_size
 
 _PROBE_IMAGES = 8
+_PROBE_STEP = 4  # times the pixels of the one before
+_LONG_PROBE = 1.0  # seconds
 _SECONDS_A_PIXEL = 6e-8  # to decode, crop and write, on one core: measured, and rounded up
 
 
@@ -76,18 +80,61 @@ def model_line(info: ModelInfo) -> str:
     return told + (f", shift {info.shift_factor:g}" if info.shift_factor is not None else "")
 
 
-def seconds_an_image(spec: EncoderSpec, size: tuple[int, int]) -> float:
-    """Seconds that one image of (height, width) takes to encode alone: an upper bound, since batches are faster."""
-    noise = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+def batch_size_of(
+    asked: int | str | None,
+    made_with: dict[str, Value],
+    default: int,
+    spec: EncoderSpec,
+    size: tuple[int, int],
+    shared: Shared,
+    tell: Tell,
+) -> int:
+    """Images a batch: as asked for, as the destination was begun with, as measured (`auto`), or the default.
+
+    size: (height, width) of the largest that are encoded. Measured once for all outputs of an encoder, and told.
+    """
+    if isinstance(asked, int):
+        return asked
+    stored = stored_int(made_with, "batch_size")
+    if stored is not None or asked is None:
+        return stored or default
+    return shared.once(("batch size", id(spec), size), lambda: _best_batch_size(spec, size, tell))
+
+
+def _best_batch_size(spec: EncoderSpec, size: tuple[int, int], tell: Tell) -> int:
+    from latentmill.encoders.autobatch import best_batch_size
+
+    best, rates = best_batch_size(spec.open(), size)
+    shown = ", ".join(f"{count}: {rate:.2f}/s" for count, rate in rates.items())
+    tell(Event("plan", f"batch size {best} is best for {size[1]}x{size[0]} ({shown})"))
+    return best
+
+
+def seconds_an_image(spec: EncoderSpec, size: tuple[int, int], smallest: int | None = None) -> float:
+    """Seconds that one image of (height, width) takes to encode alone: an upper bound, since batches are faster.
+
+    smallest: side of a square that the encoder takes too, and powers of two times which; where a larger one would take
+    long, the time of the image is told by a smaller one's, so that work begins soon after the model is loaded.
+    """
     encoder = spec.open()
-    seconds = 0.0
-    for _ in range(2):  # the first may only warm up; a slow one need not be repeated
-        start = time.perf_counter()
-        encoder.encode([Sample(SampleRef(0, "", ""), noise, "0")])
-        seconds = time.perf_counter() - start
-        if seconds > 1:
-            break
-    return seconds
+    encode = getattr(encoder, "trial", encoder.encode)
+    pixels = size[0] * size[1]
+    if side := smallest:
+        _seconds(encode, (side, side))  # warms up
+        while side * side * _PROBE_STEP <= pixels:
+            seconds = _seconds(encode, (side, side))
+            if seconds * _PROBE_STEP > _LONG_PROBE:
+                return seconds * pixels / (side * side)
+            side *= 2
+    seconds = _seconds(encode, size)  # the first may only warm up
+    return seconds if seconds > _LONG_PROBE else _seconds(encode, size)
+
+
+def _seconds(encode: Callable[[Sequence[Sample]], object], size: tuple[int, int]) -> float:
+    noise = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    start = time.perf_counter()
+    encode([Sample(SampleRef(0, "", ""), noise, "0")])
+    return time.perf_counter() - start
 
 
 def seconds_to_convert(source: Source, refs: Sequence[SampleRef], sizes: Sequence[tuple[int, int]]) -> float:
@@ -116,8 +163,12 @@ def vae_spec(
     store: str = "moments",
     seed: int = 0,
     tiling: str = "auto",
+    channels_last: bool = False,
+    compile: bool = False,  # noqa: A002  # the setting's name
 ) -> tuple[EncoderSpec, ModelInfo]:
-    """A VAE by name, an encoder that another package brings, or the fake one. Raises ModelError."""
+    """A VAE by name, an encoder that another package brings, or the fake one. Raises ModelError, ConfigError."""
+    if (channels_last or compile) and (name == FAKE or (name not in (MINI, *MODELS) and name in installed(ENCODERS))):
+        raise ConfigError(f"channels-last and compile are of VAEs of diffusers. Found: model {name}; leave them out")
     if name == FAKE:
         from latentmill.encoders.fake import FAKE_INFO, FakeSpec
 
@@ -126,7 +177,7 @@ def vae_spec(
         return FakeSpec(save_dtype), FAKE_INFO
     if name not in (MINI, *MODELS) and name in installed(ENCODERS):
         request = EncoderRequest(
-            revision, subfolder, device, dtype, pixel_range, store, seed, save_dtype, threads, tiling
+            revision, subfolder, encoder_device(device), dtype, pixel_range, store, seed, save_dtype, threads, tiling
         )
         return _encoder_of_package(name, request)
     _check_name(name)
@@ -136,18 +187,25 @@ def vae_spec(
 
     model = resolve(name, revision, subfolder)
     check_statistic(model.info, store)
-    spec = VaeSpec(model, choose_device(device), dtype, pixel_range, store, seed, save_dtype, threads, tiling)
+    how = (dtype, pixel_range, store, seed, save_dtype, threads, tiling, channels_last, compile)
+    spec = VaeSpec(model, choose_device(device), *how)
     return spec, model.info
 
 
 def shared_vae(chosen: LatentSettings | BucketSettings, shared: Shared, threads: int) -> tuple[EncoderSpec, ModelInfo]:
     """The VAE of an output, found once for all outputs that use it alike. Raises ModelError, ConfigError."""
     told = {
-        name: getattr(chosen, name) for name in ("device", "dtype", "pixel_range", "save_dtype", "store", "seed")
+        name: getattr(chosen, name)
+        for name in ("device", "dtype", "pixel_range", "save_dtype", "store", "seed", "channels_last", "compile")
     } | {"threads": threads, "tiling": getattr(chosen, "tiling", "auto")}
     key = ("vae", chosen.model, chosen.revision, chosen.subfolder, *told.values())
     spec, info = shared.once(key, lambda: vae_spec(chosen.model, chosen.revision, chosen.subfolder, **told))
     return shared.one(spec), info
+
+
+def forward_fingerprint(chosen: LatentSettings | BucketSettings) -> dict[str, Value]:
+    """How forwards are made to be faster, where that may change bytes; nothing where they are as ever."""
+    return {name: True for name in ("channels_last", "compile") if getattr(chosen, name)}
 
 
 def _check_name(name: str) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from latentmill.batching import ByCount
 from latentmill.config import LatentSettings
 from latentmill.errors import ConfigError
-from latentmill.estimate import Estimate
-from latentmill.files import counted
+from latentmill.estimate import Estimate, largest_of, loading_threads, probe_sizes
 from latentmill.finish import Description
 from latentmill.formats.containers import Container, container
 from latentmill.formats.layouts import REPA, latent_layout
@@ -16,22 +15,23 @@ from latentmill.job import Job
 from latentmill.loading import AlteredLoad
 from latentmill.outcome import Event, Tell
 from latentmill.outputs.common import (
+    batch_size_of,
     begun_with,
     destination,
     divided,
+    forward_fingerprint,
     model_line,
     seconds_an_image,
     series,
     shared_vae,
-    stored_int,
 )
 from latentmill.outputs.pixels import check_square, image_load, pixel_fingerprint, result_size
+from latentmill.outputs.processes import encoder_devices, encoder_threads, told
 from latentmill.outputs.shared import Shared
 from latentmill.passes import Prepared
 from latentmill.plugins import FORMATS, origin
 from latentmill.registry import FAKE
 from latentmill.stages import EncoderSpec
-from latentmill.system import usable_cores
 from latentmill.transforms.divide import Divide
 from latentmill.transforms.variant import Variant, variants
 from latentmill.worker import Output
@@ -53,9 +53,9 @@ def _prepared(chosen: LatentSettings, variant: Variant, shared: Shared, tell: Te
     images, listing = shared.numbered_images(chosen, numbering=True)
     size = result_size(chosen, images, listing)
     made_with = begun_with(chosen, place, container(chosen.dest))
-    batch_size = chosen.batch_size or stored_int(made_with, "batch_size") or DEFAULT_BATCH
-    threads = chosen.threads or stored_int(made_with, "threads") or usable_cores()
+    threads = encoder_threads(chosen, made_with)
     spec, info = shared_vae(chosen, shared, threads)
+    devices = encoder_devices(chosen, spec, threads)
     encoded_size = divided(size, info, chosen.indivisible)
     if chosen.pixels is not None and encoded_size != size:
         raise ConfigError(
@@ -63,6 +63,7 @@ def _prepared(chosen: LatentSettings, variant: Variant, shared: Shared, tell: Te
             f"{size[0]}x{size[1]}"
         )
     latent = latent_info(chosen, size, encoded_size, info)
+    batch_size = batch_size_of(chosen.batch_size, made_with, DEFAULT_BATCH, spec, encoded_size[::-1], shared, tell)
     fingerprint = _fingerprint(chosen, variant, spec, info, batch_size, threads)
     if layout != REPA:
         fingerprint |= {"layout": layout, "layout_package": origin(FORMATS, layout)}
@@ -71,7 +72,7 @@ def _prepared(chosen: LatentSettings, variant: Variant, shared: Shared, tell: Te
     if chosen.pixels is not None:
         outputs.append(Output("images", ImageLayout(), _pixels_beside(chosen, variant, place, size), encoded=False))
         describe["images"] = Description(pixel_fingerprint(chosen, variant), image_size=size)
-    device = f"{counted(threads, 'threads')} on {fingerprint['device']}, {chosen.dtype}"
+    device = f"{told(threads, str(fingerprint['device']), devices)}, {chosen.dtype}"
     tell(Event("plan", f"{info.name}: {model_line(info)}; {device}"))
     estimate = Estimate.for_encode(listing.count, latent, size, place.path, chosen.pixels is not None)
     estimate.announce(tell)
@@ -84,12 +85,14 @@ def _prepared(chosen: LatentSettings, variant: Variant, shared: Shared, tell: Te
         describe=describe,
         batching=ByCount(batch_size),
         batch_size=batch_size,
-        load_threads=chosen.num_workers or usable_cores(),
-        workers=1,
+        load_threads=loading_threads(chosen.num_workers, largest_of(probe_sizes(images, listing))),
+        workers=len(devices),
+        devices=devices,
         max_failures=chosen.max_failures,
-        measure=lambda encoder, refs: seconds_an_image(spec, encoded_size[::-1]),
+        measure=lambda encoder, refs: seconds_an_image(spec, encoded_size[::-1], info.pixel_multiple * 4),
         check=chosen.check,
         overwrite=chosen.overwrite,
+        trust=chosen.trust_source,
         patient=chosen.wait,
         tell=tell,
     )
@@ -130,6 +133,7 @@ def _fingerprint(
         "seed": chosen.seed if chosen.store == "sample" else None,
         "images": chosen.pixels is not None,
         **({"indivisible": chosen.indivisible} if chosen.indivisible != "refuse" else {}),
+        **forward_fingerprint(chosen),
         **{name: series(name) for name in ("torch", "diffusers") if info.class_name != FAKE},
     }
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 from latentmill.batching import ByCount
 from latentmill.config import CropSettings, PixelSettings
-from latentmill.config_types import BUILT_IN_TRANSFORMS
+from latentmill.config_types import BUILT_IN_TRANSFORMS, RAY
 from latentmill.decoding import image_size
 from latentmill.errors import ConfigError, SampleError, SourceError
 from latentmill.estimate import Estimate, fitted, probe_sizes
@@ -15,6 +17,7 @@ from latentmill.job import Job
 from latentmill.loading import ImageLoad, differing_sizes
 from latentmill.outcome import Tell
 from latentmill.outputs.common import destination, seconds_to_convert, series
+from latentmill.outputs.processes import pixel_workers
 from latentmill.outputs.shared import Shared
 from latentmill.passes import Prepared
 from latentmill.plugins import TRANSFORMS, load, origin
@@ -42,7 +45,7 @@ def prepare_pixels(chosen: PixelSettings, shared: Shared, tell: Tell) -> list[Pr
             estimate.announce(tell)
             workers, batch_size, load_threads = 1, chosen.batch_size, chosen.num_workers or usable_cores()
         else:
-            workers, batch_size = fitted(estimate, chosen.num_workers or usable_cores(), chosen.batch_size, tell)
+            workers, batch_size = _workers(chosen, estimate, tell)
             load_threads = 0
         job = Job(
             source=images,
@@ -58,6 +61,7 @@ def prepare_pixels(chosen: PixelSettings, shared: Shared, tell: Tell) -> list[Pr
             measure=lambda encoder, refs: seconds_to_convert(images, refs, sizes),
             check=chosen.check,
             overwrite=chosen.overwrite,
+            trust=chosen.trust_source,
             patient=chosen.wait,
             tell=tell,
         )
@@ -65,11 +69,29 @@ def prepare_pixels(chosen: PixelSettings, shared: Shared, tell: Tell) -> list[Pr
     return jobs
 
 
+def _workers(chosen: PixelSettings, estimate: Estimate, tell: Tell) -> tuple[int, int]:
+    """(workers, batch size): what this machine's memory has room for, where they all run here."""
+    workers = pixel_workers(chosen)
+    if chosen.runner == RAY:
+        estimate.announce(tell)
+        return workers, chosen.batch_size
+    return fitted(estimate, workers, chosen.batch_size, tell)
+
+
 def image_load(chosen: CropSettings, size: tuple[int, int] | None, variant: Variant) -> ImageLoad:
     """How photos become pixels of (width, height); None: each may have a size of its own. Raises ConfigError."""
     if chosen.transform not in BUILT_IN_TRANSFORMS:
         load(TRANSFORMS, chosen.transform)  # is refused here, and not by a worker
-    return ImageLoad(chosen.transform, chosen.resolution, chosen.exif, chosen.alpha, size, chosen.max_pixels, variant)
+    return ImageLoad(
+        chosen.transform,
+        chosen.resolution,
+        chosen.exif,
+        chosen.alpha,
+        size,
+        chosen.max_pixels,
+        variant,
+        chosen.resize == "fast",
+    )
 
 
 def result_size(chosen: CropSettings, source: Source, listing: Listing) -> tuple[int, int]:
@@ -77,13 +99,13 @@ def result_size(chosen: CropSettings, source: Source, listing: Listing) -> tuple
 
     Raises ConfigError where those of a few, spread over the source, differ; SourceError where none can be read.
     """
-    if chosen.result_size is not None:
-        return chosen.result_size
-    stride = max(1, listing.count // _PROBE_IMAGES)
+    if (known := chosen.result_size or listing.result_size) is not None:
+        return known
     first: tuple[int, int] | None = None
-    for position, ref in enumerate(listing.refs()):
-        if first is not None and position % stride:
-            continue
+    some = listing.spread(_PROBE_IMAGES)
+    for number, ref in enumerate(chain(some, listing.refs())):
+        if first is not None and number >= len(some):
+            return first
         try:
             size = image_size(source.read(ref), chosen.max_pixels, exif=chosen.exif)
         except SampleError:
@@ -120,4 +142,5 @@ def pixel_fingerprint(chosen: CropSettings, variant: Variant) -> dict[str, Value
         "max_pixels": chosen.max_pixels,
         "pillow": series("pillow"),
         **variant.fingerprint(),
+        **({"resize": chosen.resize} if chosen.resize != "exact" else {}),
     }

@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 from latentmill.config import SourceSettings
 from latentmill.config_types import FILES
 from latentmill.errors import ConfigError, SourceError
+from latentmill.outputs.trusted import trusted_listing
 from latentmill.plugins import SOURCES, ListedSource, MakeSource, load, origin
 from latentmill.records import Listing, SampleRef
 from latentmill.sources.caption_files import TABLES
-from latentmill.sources.captioned import DATA_FOLDER, DATA_INFO, IMAGE_FOLDER, CaptionedSet, captioned
+from latentmill.sources.captioned import DATA_FOLDER, DATA_INFO, IMAGE_FOLDER, CaptionedSet, captioned, places
 from latentmill.sources.features import FeatureImages
 from latentmill.sources.images import ImageSource
 from latentmill.stages import Source
@@ -54,6 +55,8 @@ class Shared:
         if chosen.source.suffix.lower() in TABLES and not chosen.source.is_dir():
             return self.keyed_images(chosen)
         path = _images_within(chosen.source)
+        if (trusted := self.trusted(chosen)) is not None:
+            return ImageSource(path, numbering=numbering), trusted
 
         def listed() -> tuple[ImageSource, Listing]:
             images = ImageSource(path, numbering=numbering)
@@ -61,7 +64,15 @@ class Shared:
 
         return self.once(("numbered", path, numbering, chosen.max_images), listed)
 
+    def trusted(self, chosen: SourceSettings) -> Listing | None:
+        """What the ledger of an output that trusts its source lists; None where the source is to be listed."""
+        return self.once(("trusted", repr(chosen)), lambda: trusted_listing(chosen))
+
     def _of_package(self, chosen: SourceSettings) -> tuple[Source, Listing]:
+        if (trusted := self.trusted(chosen)) is not None:
+            make_source: MakeSource = load(SOURCES, chosen.source_kind)
+            return make_source(chosen.source, chosen.source_options), trusted
+
         def listed() -> tuple[ListedSource, Listing]:
             make: MakeSource = load(SOURCES, chosen.source_kind)
             images = make(chosen.source, chosen.source_options)
@@ -79,6 +90,8 @@ class Shared:
                 f"a source of kind {chosen.source_kind!r} gives images by number alone: text, and layouts that name "
                 f"files by the images' paths, need a folder or a table (kind {FILES!r})"
             )
+        if self.trusted(chosen) is not None:
+            return CaptionedSet(*places(chosen.source, chosen.images), [], [], [])
         columns = chosen.caption_columns
         key = (chosen.source, chosen.images, chosen.path_column, chosen.caption_extension, chosen.multi_line)
         return self.once(
@@ -99,6 +112,8 @@ class Shared:
         """The images of a folder or table with their sizes, for layouts that name them by their paths."""
         found = self.captioned(chosen, of_images=True)
         limits = (chosen.start_index, chosen.rows_end, chosen.exif, chosen.max_pixels)
+        if (trusted := self.trusted(chosen)) is not None:
+            return FeatureImages(found, *limits), trusted
 
         def listed() -> tuple[FeatureImages, Listing]:
             images = FeatureImages(found, *limits)

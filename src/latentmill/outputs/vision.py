@@ -8,7 +8,7 @@ import numpy as np
 
 from latentmill.batching import ByCount
 from latentmill.config import VisionSettings
-from latentmill.estimate import announce_output
+from latentmill.estimate import announce_output, largest_of, loading_threads, probe_sizes
 from latentmill.files import counted
 from latentmill.finish import Description
 from latentmill.formats.containers import Container, container
@@ -18,14 +18,21 @@ from latentmill.formats.vision import VisionLayout
 from latentmill.job import Job
 from latentmill.loading import AlteredLoad
 from latentmill.outcome import Event, Tell
-from latentmill.outputs.common import begun_with, destination, feature_folder, seconds_an_image, series, stored_int
+from latentmill.outputs.common import (
+    batch_size_of,
+    begun_with,
+    destination,
+    feature_folder,
+    seconds_an_image,
+    series,
+)
 from latentmill.outputs.latents import DEFAULT_BATCH
 from latentmill.outputs.pixels import image_load, pixel_fingerprint, result_size
+from latentmill.outputs.processes import encoder_devices, encoder_threads, told
 from latentmill.outputs.shared import Shared
 from latentmill.passes import Prepared
 from latentmill.records import Listing
 from latentmill.stages import Source
-from latentmill.system import usable_cores
 from latentmill.transforms.variant import Variant, variants
 from latentmill.worker import Output
 
@@ -48,17 +55,18 @@ def _prepared(chosen: VisionSettings, variant: Variant, shared: Shared, tell: Te
     place = _place(chosen, variant, shared)
     images, listing = _images(chosen, shared)
     made_with = begun_with(chosen, place, container(chosen.dest))
-    batch_size = chosen.batch_size or stored_int(made_with, "batch_size") or DEFAULT_BATCH
-    threads = chosen.threads or stored_int(made_with, "threads") or usable_cores()
-    told = (chosen.model, chosen.revision, chosen.subfolder, chosen.device, chosen.dtype)
-    key = ("vision", *told, chosen.tokens, chosen.input, chosen.save_dtype, threads)
+    threads = encoder_threads(chosen, made_with)
+    asked = (chosen.model, chosen.revision, chosen.subfolder, chosen.device, chosen.dtype)
+    key = ("vision", *asked, chosen.tokens, chosen.input, chosen.save_dtype, threads)
     spec, model = shared.once(key, lambda: _encoder(chosen, threads))
     spec = shared.one(spec)
+    devices = encoder_devices(chosen, spec, threads)
     size = _size(chosen, spec, images, listing)
     info = vision_info(spec, None if size is None else size[::-1])
     assert info.input_size is not None
-    device = f"{counted(threads, 'threads')} on {spec.device}, {chosen.dtype}"
+    device = f"{told(threads, spec.device, devices)}, {chosen.dtype}"
     height, width = info.input_size
+    batch_size = batch_size_of(chosen.batch_size, made_with, DEFAULT_BATCH, spec, info.input_size, shared, tell)
     tell(Event("plan", f"{model.name}: {info.tokens} tokens of {width}x{height} pixels, {info.width} wide; {device}"))
     total = listing.count * _bytes(chosen, info)
     announce_output(counted(listing.count, "images"), total, place.path, tell)
@@ -77,12 +85,14 @@ def _prepared(chosen: VisionSettings, variant: Variant, shared: Shared, tell: Te
         },
         batching=ByCount(batch_size),
         batch_size=batch_size,
-        load_threads=chosen.num_workers or usable_cores(),
-        workers=1,
+        load_threads=loading_threads(chosen.num_workers, largest_of(probe_sizes(images, listing))),
+        workers=len(devices),
+        devices=devices,
         max_failures=chosen.max_failures,
         measure=lambda encoder, refs: seconds_an_image(spec, (height, width)),
         check=chosen.check,
         overwrite=chosen.overwrite,
+        trust=chosen.trust_source,
         patient=chosen.wait,
         tell=tell,
     )

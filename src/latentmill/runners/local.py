@@ -1,22 +1,26 @@
-"""Shards on this machine: in this process, or in as many worker processes as asked for."""
+"""Units on this machine: in this process, or in as many worker processes as asked for."""
 
 from __future__ import annotations
 
 import ctypes
 import multiprocessing
 import os
-import queue
 import signal
 import sys
-import time
-import traceback
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from latentmill.careful import Doing
+from latentmill.devices import show_only
 from latentmill.errors import LatentmillError
-from latentmill.records import Progress, ShardReport
+from latentmill.runners.scheduler import Death, schedule
+from latentmill.runners.work import Message, Order, work
+from latentmill.system import share_memory
 from latentmill.worker import Emit, Task, Unit, run_units
 
 _POLL_SECONDS = 0.5
@@ -25,29 +29,14 @@ _PR_SET_PDEATHSIG = 1
 
 
 def run_local(task: Task, units: Sequence[Unit], workers: int, emit: Emit) -> None:
-    """Run `units` with `workers` processes (1: this one). Raises the first failure of any of them."""
+    """Run `units` with `workers` processes (1: this one). Raises the first failure of any of them.
+
+    A process that dies is replaced (see `scheduler`); in this process, an image that kills it kills the job.
+    """
     if workers <= 1:
         run_units(task, units, emit)
         return
-    context: Any = multiprocessing.get_context(_start_method())
-    tasks, events = context.Queue(), context.Queue()
-    for unit in units:
-        tasks.put(unit)
-    for _ in range(workers):
-        tasks.put(None)
-    processes = [context.Process(target=_work, args=(task, tasks, events, os.getpid())) for _ in range(workers)]
-    with _without_main():
-        for process in processes:
-            process.start()
-    try:
-        _follow(processes, events, emit)
-    finally:
-        for process in processes:
-            process.kill()  # those that ended well are gone; the others must not go on (nothing half-done counts)
-        for process in processes:
-            process.join(_JOIN_SECONDS)
-        tasks.cancel_join_thread()
-        events.cancel_join_thread()
+    schedule(task, units, workers, emit, _Processes(task.shared(workers), workers))
 
 
 def _start_method() -> str:
@@ -73,66 +62,116 @@ def _without_main() -> Iterator[None]:
             setattr(main, name, value)
 
 
-def _follow(processes: list[BaseProcess], events: Any, emit: Emit) -> None:
-    """Pass the workers' events on until all have ended; notices a worker that died while others go on."""
-    running = len(processes)
-    looked = time.monotonic()
-    while running:
-        if time.monotonic() - looked > _POLL_SECONDS:
-            looked = time.monotonic()
-            dead = [process for process in processes if process.exitcode not in (None, 0)]
-            if dead:
-                raise LatentmillError(_death(dead[0].exitcode))
+@dataclass
+class _Member:
+    """A worker process, this side of its pipe, and which of the devices it has."""
+
+    process: BaseProcess
+    pipe: Connection[Any, Any]
+    slot: int
+
+
+class _Processes:
+    """Worker processes, each with a pipe of its own: one that is killed while it writes hinders no other."""
+
+    def __init__(self, task: Task, workers: int) -> None:
+        self.task, self.workers = task, workers
+        self.members: dict[int, _Member] = {}
+        self.started = 0
+
+    def start(self) -> int:
+        context: Any = multiprocessing.get_context(_start_method())
+        slot = min(set(range(len(self.members) + 1)) - {member.slot for member in self.members.values()})
+        device = self.task.devices[slot % len(self.task.devices)] if self.task.devices else ""
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_work, args=(self.task, theirs, os.getpid(), device, self.workers))
         try:
-            event = events.get(timeout=_POLL_SECONDS)
-        except queue.Empty:
-            continue
-        if event is None:
-            running -= 1
-        elif isinstance(event, BaseException):
-            raise event
-        else:
-            emit(*event)
+            with _without_main():
+                process.start()
+        except OSError as error:
+            raise LatentmillError(
+                f"a worker process cannot be started: {error.strerror or error}. Use fewer --num-workers or --device"
+            ) from error
+        theirs.close()
+        self.started += 1
+        self.members[self.started] = _Member(process, ours, slot)
+        return self.started
+
+    def wait(self) -> list[tuple[int, Message | Death]]:
+        pipes = {member.pipe: number for number, member in self.members.items()}
+        return [found for pipe in wait(list(pipes), _POLL_SECONDS) for found in self._received(pipes[pipe])]  # type: ignore[index]
+
+    def _received(self, number: int) -> Iterator[tuple[int, Message | Death]]:
+        """One message; at the end of the pipe, how its process ended."""
+        member = self.members[number]
+        try:
+            yield number, member.pipe.recv()
+        except (EOFError, OSError):
+            del self.members[number]
+            member.process.join(_JOIN_SECONDS)
+            member.process.kill()
+            member.process.join()
+            member.pipe.close()
+            yield number, Death(_ending(member.process.exitcode))
+
+    def answer(self, worker: int, order: Order | None) -> None:
+        if worker in self.members:
+            with suppress(OSError):
+                self.members[worker].pipe.send(order)
+
+    def close(self) -> None:
+        """What they have not committed must not go on; nothing of it counts."""
+        for member in self.members.values():
+            member.process.kill()
+        for member in self.members.values():
+            member.process.join(_JOIN_SECONDS)
+            member.pipe.close()
 
 
-def _death(code: int | None) -> str:
+def _ending(code: int | None) -> str:
+    if code is not None and code >= 0:
+        return f"the process ended with exit code {code}"
     if code == -getattr(signal, "SIGKILL", 9):
-        return (
-            "a worker process was killed by the system, most likely for want of memory. Use fewer --num-workers or a "
-            "smaller --batch-size, and run the same command again to go on"
-        )
-    return f"a worker process ended with exit code {code}. Run the same command again to go on"
+        return "the process was killed by signal 9 (SIGKILL), most likely for want of memory"
+    names = {int(each): each.name for each in signal.Signals}
+    return f"the process was killed by signal {-(code or 0)} ({names.get(-(code or 0), 'of no name')})"
 
 
-def _work(task: Task, tasks: Any, events: Any, parent: int) -> None:
-    """A worker process: takes units until told to stop, reports by `events`, and dies when its parent does."""
+class _Pipe:
+    """A worker's end of its pipe. What is sent lies with the system at once, and outlives the process."""
+
+    def __init__(self, pipe: Connection[Any, Any], parent: int) -> None:
+        self.pipe, self.parent, self.lock = pipe, parent, threading.Lock()
+
+    def send(self, message: Message) -> None:
+        _check_parent(self.parent)
+        try:
+            with self.lock:
+                self.pipe.send(message)
+        except (BrokenPipeError, ConnectionResetError):
+            os._exit(1)  # nobody is left to work for
+
+    def announce(self, doing: Doing) -> None:
+        self.send(doing)
+
+    def order(self) -> Order | None:
+        while not self.pipe.poll(_POLL_SECONDS):
+            _check_parent(self.parent)
+        try:
+            order: Order | None = self.pipe.recv()
+        except (EOFError, ConnectionResetError):
+            os._exit(1)
+        return order
+
+
+def _work(task: Task, pipe: Connection[Any, Any], parent: int, device: str, workers: int) -> None:
+    """A worker process: works until there is nothing left to do, and dies when its parent does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _die_with_parent()
-
-    def units() -> Iterator[Unit]:
-        while True:
-            _check_parent(parent)
-            try:
-                unit = tasks.get(timeout=_POLL_SECONDS)
-            except queue.Empty:
-                continue
-            if unit is None:
-                return
-            yield unit
-
-    def emit(part: int, event: Progress | ShardReport) -> None:
-        _check_parent(parent)
-        events.put((part, event))
-
-    try:
-        run_units(task, units(), emit)
-        events.put(None)
-    except LatentmillError as error:
-        events.put(error)
-    except Exception as error:  # noqa: BLE001 - a fault of ours: told in the parent, with this process's traceback
-        text = "".join(traceback.format_exception(error))
-        events.put(RuntimeError(f"a worker process failed:\n{text}"))
+    show_only(device)
+    share_memory(workers)
+    work(task, _Pipe(pipe, parent))
 
 
 def _check_parent(parent: int) -> None:

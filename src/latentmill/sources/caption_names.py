@@ -6,7 +6,7 @@ import posixpath
 import re
 from collections.abc import Iterable
 
-from latentmill.decoding import source_extensions
+from latentmill.decoding import is_image_extension
 from latentmill.errors import SourceError
 from latentmill.files import printable
 from latentmill.formats.metadata import WORK_FOLDER
@@ -23,7 +23,7 @@ def import_name(key: str, flatten: bool) -> str:
     """The path of an image in `InternImgs`, without its extension: `a/x.png.JPG` -> `a/x_png`, flattened `a_x_png`."""
     path = posixpath.normpath(key)
     stem, extension = posixpath.splitext(path)
-    stem = _READ_AS_EXTENSION.sub("_", stem if extension.lower() in source_extensions() else path).replace("\\", "_")
+    stem = _READ_AS_EXTENSION.sub("_", stem if is_image_extension(extension) else path).replace("\\", "_")
     return stem.replace("/", "_") if flatten else stem
 
 

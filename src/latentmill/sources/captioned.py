@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from latentmill.files import printable
 from latentmill.sources.caption_files import TABLES
 from latentmill.sources.caption_rows import NOT_UTF8, PROMPT, CaptionedImage, Missing, caption_of, numbered
 from latentmill.sources.caption_tables import read_table
-from latentmill.sources.images import is_image, told_loops, walk
+from latentmill.sources.folders import is_image, told_loops, walk
 
 __all__ = ["CaptionedImage", "CaptionedSet", "Missing", "caption_of", "captioned"]
 
@@ -59,10 +58,7 @@ def captioned(
     needs_images: whether a table's images must be there. with_captions: False reads none, so that rows of one image
     with different captions are equal.
     """
-    path = Path(path)
-    table = path / DATA_FOLDER / DATA_INFO
-    if path.is_dir() and table.is_file() and (path / IMAGE_FOLDER).is_dir():
-        path = table
+    path, root = places(Path(path), images)
     if path.is_dir():
         if images is not None or path_column is not None or caption_columns is not None:
             raise ConfigError(f"an images' folder and columns can be named for a table only. Found a folder: {path}")
@@ -71,12 +67,21 @@ def captioned(
         raise SourceError(f"the source does not exist: {path}")
     if path.suffix.lower() not in TABLES:
         raise SourceError(f"the source must be a folder or a table ({', '.join(TABLES)}). Found: {path}")
-    root = Path(images) if images is not None else _images_of(path)
     if needs_images and not root.is_dir():
         raise SourceError(
             f"the images of {path} were looked for in {root}, which is no folder. Name the folder (images)"
         )
     return CaptionedSet(path, root, *read_table(path, path_column, caption_columns, with_captions))
+
+
+def places(path: Path, images: Path | str | None = None) -> tuple[Path, Path]:
+    """The folder or table that says what a captioned source holds, and the folder that keys are relative to."""
+    table = path / DATA_FOLDER / DATA_INFO
+    if path.is_dir() and table.is_file() and (path / IMAGE_FOLDER).is_dir():
+        path = table
+    if path.is_dir():
+        return path, path
+    return path, Path(images) if images is not None else _images_of(path)
 
 
 def _images_of(table: Path) -> Path:
@@ -121,12 +126,12 @@ def _listing(path: Path, extension: str) -> tuple[list[str], set[str], list[str]
     keys: list[str] = []
     texts: set[str] = set()
     loops: list[str] = []
-    prefix = len(os.path.join(path, ""))  # noqa: PTH118 - with its separator
-    for found, entry in walk(str(path), loops):
-        if is_image(entry.name):
-            keys.append(found[prefix:].replace(os.sep, "/"))
-        elif entry.name.endswith(extension):
-            texts.add(found[prefix:].replace(os.sep, "/"))
+    for found in walk(str(path), loops):
+        for name in found.names:
+            if is_image(name):
+                keys.append(found.below + name)
+            elif name.endswith(extension):
+                texts.add(found.below + name)
     return sorted(keys), texts, told_loops(loops)
 
 

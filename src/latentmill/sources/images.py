@@ -10,10 +10,8 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from stat import S_ISREG
 from typing import Any
 
-from latentmill.decoding import source_extensions
 from latentmill.errors import SampleError, SourceError
 from latentmill.files import printable
 from latentmill.formats.metadata import (
@@ -29,6 +27,7 @@ from latentmill.formats.metadata import (
 from latentmill.formats.repa import converted_number
 from latentmill.formats.stored_zip import read_member
 from latentmill.records import Listing, SampleRef
+from latentmill.sources.folders import image_files, is_image, told_loops
 
 # A deflated member may not inflate to more than this: a photo of the decoder's pixel limit, uncompressed.
 _MAX_MEMBER_BYTES = 1 << 30
@@ -94,14 +93,13 @@ class ImageSource:
         self._refuse_stray(found, metadata, digests)
         count = len(found.entries) if max_images is None else min(max_images, len(found.entries))
 
-        def refs() -> Iterator[SampleRef]:
-            for position in range(count):
-                entry = found.entries[position]
-                key, _, stat = entry.partition("\0")
-                where, fault = found.where.get(entry, ()), found.faults.get(entry, "")
-                yield SampleRef(number_of(position, key), key, stat, label_of(key), where, digests.get(key, ""), fault)
+        def at(position: int) -> SampleRef:
+            entry = found.entries[position]
+            key, _, stat = entry.partition("\0")
+            where, fault = found.where.get(entry, ()), found.faults.get(entry, "")
+            return SampleRef(number_of(position, key), key, stat, label_of(key), where, digests.get(key, ""), fault)
 
-        return Listing(count, classes, warnings, bool(digests), refs)
+        return Listing(count, classes, warnings, bool(digests), lambda: map(at, range(count)), _at=at)
 
     def _instead(self) -> str:
         """What a source without images holds, as far as that can be told."""
@@ -159,17 +157,9 @@ class ImageSource:
     def _list_folder(self, warnings: list[str]) -> _Found:
         found = _Found()
         loops: list[str] = []
-        prefix = len(os.path.join(self.path, ""))  # noqa: PTH118 - with its separator
-        for path, entry in walk(str(self.path), loops):
-            if not is_image(entry.name):
-                continue
-            key = path[prefix:].replace(os.sep, "/")
-            try:
-                stat = entry.stat()
-                fault = "" if S_ISREG(stat.st_mode) else "not a file"  # a pipe would be waited for without end
-                found.add(key, f"{stat.st_size}-{stat.st_mtime_ns}", fault=fault)
-            except OSError as error:
-                found.add(key, "", fault=error.strerror or str(error))
+        for looked in image_files(str(self.path), loops):
+            found.entries += looked.entries
+            found.faults |= looked.faults
         warnings += told_loops(loops)
         return found
 
@@ -261,45 +251,6 @@ class LatentSource(ImageSource):
         return Listing(count, metadata.classes, [], True, refs)
 
 
-def told_loops(loops: list[str]) -> list[str]:
-    """The warning, if any, of the links that `walk` did not follow."""
-    if not loops:
-        return []
-    shown = ", ".join(map(printable, loops[:3])) + (f" and {len(loops) - 3} more" if len(loops) > 3 else "")
-    return [f"links not followed, since they lead back to a parent folder: {shown}"]
-
-
-def is_image(name: str) -> bool:
-    """Whether a file of this name counts as an image: its extension is one that Pillow knows."""
-    return os.path.splitext(name)[1].lower() in source_extensions()  # noqa: PTH122 - a million times
-
-
 def _top_folder(key: str) -> str:
     top, slash, _ = key.partition("/")
     return top if slash else ""
-
-
-def walk(
-    folder: str, loops: list[str], parents: tuple[tuple[int, int], ...] = ()
-) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """Every file below `folder`, links followed, except a link to a folder that it lies in (added to `loops`)."""
-    try:
-        stat = os.stat(folder)  # noqa: PTH116
-        entries = list(os.scandir(folder))
-    except OSError as error:
-        raise SourceError(f"cannot list the folder {printable(folder)}: {error.strerror or error}") from error
-    identity = (stat.st_dev, stat.st_ino)
-    if identity in parents:
-        loops.append(folder)
-        return
-    for entry in entries:
-        try:
-            is_folder = entry.is_dir()
-        except OSError:  # a link that points at itself
-            is_folder = False
-        if is_folder and entry.name == WORK_FOLDER:
-            continue
-        if is_folder:
-            yield from walk(entry.path, loops, (*parents, identity))
-        else:
-            yield entry.path, entry

@@ -16,9 +16,10 @@ from PIL import Image
 from latentmill.errors import ConfigError, SampleError
 from latentmill.plugins import TRANSFORMS, Transform, load, origin
 from latentmill.records import Array, Geometry
+from latentmill.transforms.resample import resize
 from latentmill.transforms.variant import Place, offset
 
-# A 1-pixel-high strip scaled to the wanted side would take tens of gigabytes before it is cropped.
+# A 1-pixel-high strip scaled to the wanted side would take tens of gigabytes before it is cropped, with Pillow.
 _MAX_RESIZED_PIXELS = 178_956_970
 
 Crop = Callable[[Array, int, int], "Array | None"]
@@ -29,7 +30,7 @@ def none(pixels: Array, width: int, height: int) -> Array:
     """LANCZOS to W x H, whatever the aspect ratio; unchanged where the size is already right."""
     if pixels.shape[:2] == (height, width):
         return pixels
-    return np.asarray(_resize(Image.fromarray(pixels), (width, height), Image.Resampling.LANCZOS))
+    return _resize(pixels, (height, width), Image.Resampling.LANCZOS)
 
 
 def center_crop(pixels: Array, width: int, height: int, place: Place | None = None) -> Array:
@@ -37,7 +38,7 @@ def center_crop(pixels: Array, width: int, height: int, place: Place | None = No
     h, w = pixels.shape[:2]
     top, left, bottom, right = _square((h, w), min(h, w), place)
     square = pixels[top:bottom, left:right]
-    return np.asarray(_resize(_image(square), (width, height), Image.Resampling.LANCZOS))
+    return _resize(_not_empty(square), (height, width), Image.Resampling.LANCZOS)
 
 
 def center_crop_wide(pixels: Array, width: int, height: int) -> Array | None:
@@ -47,7 +48,7 @@ def center_crop_wide(pixels: Array, width: int, height: int) -> Array | None:
     if w < width or rows < height:
         return None
     band = pixels[(h - rows) // 2 : (h + rows) // 2]
-    wide = np.asarray(_resize(_image(band), (width, height), Image.Resampling.LANCZOS))
+    wide = _resize(_not_empty(band), (height, width), Image.Resampling.LANCZOS)
     canvas = np.zeros((width, width, 3), dtype=np.uint8)
     canvas[(width - height) // 2 : (width + height) // 2] = wide
     return canvas
@@ -58,14 +59,9 @@ def center_crop_dhariwal(pixels: Array, width: int, height: int, place: Place | 
 
     place: of the S x S pixels, where not in the centre.
     """
-    side = width
-    image = Image.fromarray(pixels)
-    while min(image.size) >= 2 * side:
-        image = _resize(image, (image.width // 2, image.height // 2), Image.Resampling.BOX)
-    h, w = _dhariwal_scaled((image.height, image.width), side)
-    image = _resize(image, (w, h), Image.Resampling.BICUBIC)
-    top, left, bottom, right = _square((h, w), side, place)
-    return np.asarray(image.crop((left, top, right, bottom)))
+    halvings, halved = _halved((pixels.shape[0], pixels.shape[1]), width)
+    scaled = _scaled(halved, width)
+    return _resize(pixels, scaled, Image.Resampling.BICUBIC, _square(scaled, width, place), halvings)
 
 
 def crop_geometry(
@@ -77,17 +73,23 @@ def crop_geometry(
     """
     scaled, side = size, min(size)
     if transform == "center-crop-dhariwal":
-        scaled, side = _dhariwal_scaled(size, result[1]), result[1]
+        side = result[1]
+        scaled = _scaled(_halved(size, side)[1], side)
     return Geometry(size, scaled, _square(scaled, side, place), result)
 
 
-def _dhariwal_scaled(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """(height, width) of an image that is halved as often as may be, then brought to a shorter side of `side`."""
-    height, width = size
+def _halved(size: tuple[int, int], side: int) -> tuple[int, tuple[int, int]]:
+    """How often an image of (height, width) can be halved with both sides still `side` or more, and what it is then."""
+    halvings, (height, width) = 0, size
     while min(height, width) >= 2 * side:
-        height, width = height // 2, width // 2
-    scale = side / min(height, width)
-    return round(height * scale), round(width * scale)
+        halvings, height, width = halvings + 1, height // 2, width // 2
+    return halvings, (height, width)
+
+
+def _scaled(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """(height, width) of an image that is brought to a shorter side of `side`."""
+    scale = side / min(size)
+    return round(size[0] * scale), round(size[1] * scale)
 
 
 def _square(size: tuple[int, int], side: int, place: Place | None) -> tuple[int, int, int, int]:
@@ -138,21 +140,25 @@ def _of_package(name: str) -> Crop:
     return crop
 
 
-def _image(pixels: Array) -> Image.Image:
+def _not_empty(pixels: Array) -> Array:
     if 0 in pixels.shape:
         raise SampleError(
             "transform", f"nothing is left of the image after cropping ({pixels.shape[1]}x{pixels.shape[0]})"
         )
-    return Image.fromarray(np.ascontiguousarray(pixels))
+    return pixels
 
 
-def _resize(image: Image.Image, size: tuple[int, int], method: Image.Resampling) -> Image.Image:
-    if image.size == size:
-        return image
+def _resize(
+    pixels: Array,
+    size: tuple[int, int],
+    method: Image.Resampling,
+    window: tuple[int, int, int, int] | None = None,
+    halvings: int = 0,
+) -> Array:
+    """`resample.resize`, with a reject for what is too thin. size: (height, width)."""
+    height, width = pixels.shape[0] >> halvings, pixels.shape[1] >> halvings
     if min(size) < 1:
-        raise SampleError("transform", f"{image.width}x{image.height} is too thin to resize to {size[0]}x{size[1]}")
-    if size[0] * size[1] > _MAX_RESIZED_PIXELS:
-        raise SampleError(
-            "transform", f"{image.width}x{image.height} is too thin: it would be resized to {size[0]}x{size[1]}"
-        )
-    return image.resize(size, method)
+        raise SampleError("transform", f"{width}x{height} is too thin to resize to {size[1]}x{size[0]}")
+    if (height, width) != size and size[0] * size[1] > _MAX_RESIZED_PIXELS:
+        raise SampleError("transform", f"{width}x{height} is too thin: it would be resized to {size[1]}x{size[0]}")
+    return resize(pixels, size, method, window, halvings)

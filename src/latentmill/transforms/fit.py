@@ -12,6 +12,7 @@ from PIL import Image
 
 from latentmill.errors import ConfigError, SampleError
 from latentmill.records import Array, Geometry
+from latentmill.transforms.resample import resize
 from latentmill.transforms.variant import Place, offset
 
 Fit = Literal["stretch", "cover", "pad"]
@@ -80,11 +81,16 @@ def _centred(length: int, window: int) -> int:
 def resampled(pixels: Array, how: Geometry, method: str) -> Array:
     """uint8 HWC RGB pixels of `how.size` -> contiguous uint8 HWC pixels of `how.bucket`; black where padded.
 
-    method: `bilinear`, `bicubic` or `lanczos`, Pillow's. The whole image is resized, then cropped.
+    method: `bilinear`, `bicubic` or `lanczos`, Pillow's. As the whole image resized, then cropped.
     """
-    image = Image.fromarray(pixels).resize(how.scaled[::-1], FILTERS[method])
     top, left, bottom, right = how.crop
-    return np.asarray(image.crop((left, top, right, bottom)))
+    shown = max(top, 0), max(left, 0), min(bottom, how.scaled[0]), min(right, how.scaled[1])
+    found = resize(pixels, how.scaled, FILTERS[method], shown)
+    if found.shape[:2] == how.bucket:
+        return found
+    padded = np.zeros((bottom - top, right - left, 3), np.uint8)
+    padded[shown[0] - top : shown[2] - top, shown[1] - left : shown[3] - left] = found
+    return padded
 
 
 def default_filter(resolution: int, multi_scale: bool = True) -> Filter:

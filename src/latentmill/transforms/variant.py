@@ -8,10 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from latentmill.records import Array
-
 Place = tuple[float, float]  # of a crop, from top and left: shares in [0, 1) of where it may lie
 
 
@@ -62,11 +58,6 @@ PLAIN = Variant()
 def offset(free: int, share: float) -> int:
     """Where a window starts that may start at 0 to `free`: each of these gets an equal part of the shares in [0, 1)."""
     return math.floor(share * (free + 1))
-
-
-def mirrored(pixels: Array) -> Array:
-    """HWC pixels, left and right exchanged; contiguous."""
-    return np.ascontiguousarray(pixels[:, ::-1])
 
 
 def variants(flip: str, crops: int, seed: int) -> list[Variant]:

@@ -1,0 +1,181 @@
+"""A whole conversion, from process start to exit, against what it replaces and against decoding alone."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from harness import (
+    DifferentError,
+    Section,
+    Setting,
+    Took,
+    check_same,
+    cpus,
+    in_turn,
+    latentmill,
+    ratios,
+    spread,
+    times,
+    walls,
+)
+from harness import reference as loop
+from photos import make_photos
+
+from latentmill.formats.payload import png_pixels
+from latentmill.formats.reader import Reader
+
+SIDE = 256
+SETTINGS = (f"--resolution={SIDE}x{SIDE}", "--transform=center-crop-dhariwal")
+GOALS = {"sequential": "5x", "pool": "3.5x", "decode": "at most 2x its time", "fast": "at most 1.5x decode's time"}
+FAST_LEVELS = 2  # that --resize fast may differ where it does not decode at reduced scale
+NAMES = {
+    "sequential": "sequential Pillow loop",
+    "pool": "the fork's scheme: 4 processes, level-1 PNG, polled every 0.1 s",
+    "decode": "decode alone",
+    "exact": "latentmill convert",
+    "fast": "latentmill convert --resize fast",
+}
+
+
+def run(setting: Setting) -> list[Section]:
+    photos, count = source_photos(setting)
+    sections = [folder_section(setting, photos, count)]
+    sections.append(zip_section(setting, photos, count))
+    return sections
+
+
+def source_photos(setting: Setting) -> tuple[Path, int]:
+    """The photos, made once for all parts, and how many they are. A folder of the user's own is not copied."""
+    folder = setting.photos or setting.work.parent / "photos"
+    if not folder.exists():
+        make_photos(folder, setting.count(1000, 200))
+    return folder, sum(1 for _ in folder.rglob("*.jpg"))
+
+
+def has_fast() -> bool:
+    from latentmill.config import PixelSettings
+
+    return "resize" in PixelSettings.model_fields
+
+
+def folder_section(setting: Setting, photos: Path, count: int) -> Section:
+    out = setting.folder("converted")
+    programs: dict[str, Callable[[], Took]] = {
+        "sequential": lambda: loop("sequential", photos, fresh(out / "sequential"), SIDE),
+        "pool": lambda: loop("pool", photos, fresh(out / "pool"), SIDE),
+        "decode": lambda: loop("decode", photos, setting.workers),
+        "exact": lambda: convert(photos, fresh(out / "exact"), setting.workers),
+    }
+    if has_fast():
+        programs["fast"] = lambda: convert(photos, fresh(out / "fast"), setting.workers, "--resize=fast")
+    for name, program in programs.items():
+        if name != "decode":
+            program()
+    check_same_pngs(out / "exact", out / "sequential")
+    check_same_pngs(out / "exact", out / "pool")
+    checked = f"{count:,} PNGs of latentmill, of the sequential loop and of the fork's scheme have the same pixels"
+    if has_fast():
+        worst = most_levels(out / "fast", out / "exact")
+        if worst > FAST_LEVELS:
+            raise DifferentError(f"--resize fast is {worst} levels from exact, allowed are {FAST_LEVELS} at this size")
+        checked += f"; --resize fast is at most {worst} levels from them"
+    section = Section(
+        f"Convert {count:,} photos to {SIDE}x{SIDE}, a folder, whole processes, {setting.workers} workers",
+        checked,
+        ("program", "seconds", "CPU seconds", "images/s", "its time over exact's", "its CPU over exact's", "goal"),
+    )
+    tell(section, in_turn(programs, setting.rounds), count)
+    decode_note(section, setting)
+    return section
+
+
+def tell(section: Section, took: dict[str, list[Took]], count: int) -> None:
+    exact = took["exact"]
+    for name, each in took.items():
+        rates = [count / seconds for seconds in walls(each)]
+        section.add(
+            NAMES[name], spread(walls(each)), spread(cpus(each)), spread(rates, digits=0),
+            times(ratios(walls(each), walls(exact))), times(ratios(cpus(each), cpus(exact))), GOALS.get(name, ""),
+        )  # fmt: skip
+    if "decode" in took:
+        over = ratios(walls(exact), walls(took["decode"]))
+        section.notes.append(f"convert takes {times(over)} the time of decode alone")
+        if "fast" in took:
+            over = ratios(walls(took["fast"]), walls(took["decode"]))
+            section.notes.append(f"convert --resize fast takes {times(over)} the time of decode alone")
+
+
+def decode_note(section: Section, setting: Setting) -> None:
+    section.notes.append(
+        f"decode alone: simplejpeg over the same files in {setting.workers} processes, its imports and start counted"
+    )
+
+
+def zip_section(setting: Setting, photos: Path, count: int) -> Section:
+    out = setting.folder("zipped")
+    programs = {
+        "sequential": lambda: loop("sequential", photos, fresh(out / "sequential.zip"), SIDE),
+        "exact": lambda: convert(photos, fresh(out / "exact.zip"), setting.workers),
+    }
+    for program in programs.values():
+        program()
+    check_same_pngs(out / "exact.zip", out / "sequential.zip")
+    section = Section(
+        f"Convert {count:,} photos to {SIDE}x{SIDE}, a zip, whole processes, {setting.workers} workers",
+        f"{count:,} members of both archives have the same pixels",
+        ("program", "seconds", "CPU seconds", "images/s", "its time over exact's", "its CPU over exact's", "goal"),
+    )
+    tell(section, in_turn(programs, setting.rounds), count)
+    return section
+
+
+def fresh(dest: Path) -> Path:
+    """A destination that is not there yet."""
+    shutil.rmtree(dest, ignore_errors=True)
+    for file in dest.parent.glob(f"{dest.name}*"):
+        file.unlink() if file.is_file() else shutil.rmtree(file)
+    return dest
+
+
+def convert(source: Path, dest: Path, workers: int, *more: str) -> Took:
+    return latentmill("convert", "--source", source, "--dest", dest, f"--num-workers={workers}", *SETTINGS, *more)
+
+
+def pngs(place: Path) -> list[str]:
+    if place.suffix == ".zip":
+        import zipfile
+
+        with zipfile.ZipFile(place) as archive:
+            return sorted(name for name in archive.namelist() if name.endswith(".png"))
+    return sorted(str(path.relative_to(place)) for path in place.rglob("*.png"))
+
+
+def check_same_pngs(ours: Path, theirs: Path) -> None:
+    """Every PNG of both, by name. Ours are decoded by Pillow as well as by latentmill. Raises DifferentError."""
+    names = pngs(ours)
+    if names != pngs(theirs):
+        raise DifferentError(f"{ours.name} holds {len(names)} PNGs, {theirs.name} {len(pngs(theirs))} or other names")
+    mine, other = Reader(ours), Reader(theirs)
+    for name in names:
+        data = mine.read(name)
+        found = pillow_pixels(data)
+        check_same(found, pillow_pixels(other.read(name)), f"{name} of {ours.name} and {theirs.name}")
+        check_same(png_pixels(data), found, f"{name} as latentmill reads it")
+
+
+def most_levels(ours: Path, theirs: Path) -> int:
+    mine, other = Reader(ours), Reader(theirs)
+    pairs = ((png_pixels(mine.read(name)), png_pixels(other.read(name))) for name in pngs(theirs))
+    return max(int(np.abs(a.astype(np.int16) - b).max()) for a, b in pairs)
+
+
+def pillow_pixels(data: bytes) -> np.ndarray:
+    import io
+
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image)

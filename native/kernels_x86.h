@@ -1,0 +1,148 @@
+/* The inner loops for x86-64: part of kernels.c, which has the plain ones. */
+#include <immintrin.h>
+
+#define AVX2 __attribute__((target("avx2")))
+#define INLINE static inline __attribute__((always_inline))
+
+/* `vectors` times 8 bytes: 32-bit products, sums in registers. */
+AVX2 INLINE void weigh_block(const uint8_t *const *rows, const int32_t *weights, int32_t length, uint8_t *out,
+                             size_t at, const int vectors) {
+    __m256i sums[6];
+    for (int v = 0; v < vectors; v++) sums[v] = _mm256_set1_epi32(HALF);
+    for (int32_t k = 0; k < length; k++) {
+        __m256i weight = _mm256_set1_epi32(weights[k]);
+        const uint8_t *row = rows[k] + at;
+        for (int v = 0; v < vectors; v++) {
+            __m256i bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(row + 8 * v)));
+            sums[v] = _mm256_add_epi32(sums[v], _mm256_mullo_epi32(bytes, weight));
+        }
+    }
+    for (int v = 0; v < vectors; v += 2) {
+        __m256i words = _mm256_packs_epi32(_mm256_srai_epi32(sums[v], WEIGHT_BITS),
+                                           _mm256_srai_epi32(sums[v + 1], WEIGHT_BITS));
+        words = _mm256_permute4x64_epi64(words, 0xd8);
+        __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+        _mm_storeu_si128((__m128i *)(out + at + 8 * v), bytes);
+    }
+}
+
+AVX2 static void weigh_avx2(const uint8_t *const *rows, const Table *table, int32_t i, uint8_t *out, size_t n) {
+    const int32_t *weights = table->weights + (size_t)i * table->taps;
+    int32_t length = table->length[i];
+    size_t at = 0;
+    if (n < 16) {
+        weigh_plain(rows, table, i, out, n);
+        return;
+    }
+    for (; at + 48 <= n; at += 48) weigh_block(rows, weights, length, out, at, 6);
+    for (; at + 16 <= n; at += 16) weigh_block(rows, weights, length, out, at, 2);
+    if (at < n) weigh_block(rows, weights, length, out, n - 16, 2);
+}
+
+/* 6 pixels to 3 at a time: averages of all neighbours, of which every other is kept. */
+AVX2 static void average_pairs_avx2(const uint8_t *pixels, uint8_t *out, size_t count) {
+    const __m128i even = _mm_setr_epi8(0, 1, 2, 6, 7, 8, 12, 13, 14, -1, -1, -1, -1, -1, -1, -1);
+    size_t j = 0;
+    for (; j + 4 <= count; j += 3) {
+        __m128i here = _mm_loadu_si128((const __m128i *)(pixels + 6 * j));
+        __m128i next = _mm_loadu_si128((const __m128i *)(pixels + 6 * j + 3));
+        _mm_storeu_si128((__m128i *)(out + 3 * j), _mm_shuffle_epi8(_mm_avg_epu8(here, next), even));
+    }
+    average_pairs_plain(pixels + 6 * j, out + 3 * j, count - j);
+}
+
+AVX2 static void average_avx2(const uint8_t *a, const uint8_t *b, uint8_t *out, size_t n) {
+    size_t j = 0;
+    for (; j + 32 <= n; j += 32) {
+        __m256i sum = _mm256_avg_epu8(_mm256_loadu_si256((const __m256i *)(a + j)),
+                                      _mm256_loadu_si256((const __m256i *)(b + j)));
+        _mm256_storeu_si256((__m256i *)(out + j), sum);
+    }
+    average_plain(a + j, b + j, out + j, n - j);
+}
+
+/* 16 x 16 bytes: four rounds that each interleave row k with row k + 8. */
+INLINE void transpose(__m128i t[16]) {
+    for (int round = 0; round < 4; round++) {
+        __m128i u[16];
+        for (int k = 0; k < 8; k++) {
+            u[2 * k] = _mm_unpacklo_epi8(t[k], t[k + 8]);
+            u[2 * k + 1] = _mm_unpackhi_epi8(t[k], t[k + 8]);
+        }
+        for (int k = 0; k < 16; k++) t[k] = u[k];
+    }
+}
+
+static void to_columns_sse2(const uint8_t *const *rows, uint8_t *out, size_t n) {
+    if (n < 16) {
+        to_columns_plain(rows, out, n);
+        return;
+    }
+    for (size_t at = 0; at < n; at += 16) {
+        size_t j = at + 16 <= n ? at : n - 16;
+        for (size_t r = 0; r < LINES; r += 16) {
+            __m128i t[16];
+            for (int k = 0; k < 16; k++) t[k] = _mm_loadu_si128((const __m128i *)(rows[r + k] + j));
+            transpose(t);
+            for (int k = 0; k < 16; k++) _mm_storeu_si128((__m128i *)(out + (j + k) * LINES + r), t[k]);
+        }
+    }
+}
+
+static void to_rows_sse2(const uint8_t *columns, uint8_t *const *rows, size_t n) {
+    for (size_t j = 0; j < n; j += 16)
+        for (size_t r = 0; r < LINES; r += 16) {
+            __m128i t[16];
+            for (int k = 0; k < 16; k++) t[k] = _mm_loadu_si128((const __m128i *)(columns + (j + k) * LINES + r));
+            transpose(t);
+            for (int k = 0; k < 16; k++) _mm_storeu_si128((__m128i *)(rows[r + k] + j), t[k]);
+        }
+}
+
+/* 16 pixels at a time: from each of the three loads, the bytes of a colour that it has. */
+AVX2 INLINE __m128i colour(const __m128i loads[3], int first) {
+    __m128i found = _mm_setzero_si128();
+    for (int k = 0; k < 3; k++) {
+        uint8_t chosen[16];
+        for (int j = 0; j < 16; j++) {
+            int from = CHANNELS * j + first - 16 * k;
+            chosen[j] = from >= 0 && from < 16 ? (uint8_t)from : 0x80;
+        }
+        found = _mm_or_si128(found, _mm_shuffle_epi8(loads[k], _mm_loadu_si128((const __m128i *)chosen)));
+    }
+    return found;
+}
+
+AVX2 static void split_avx2(const uint8_t *pixels, uint8_t *red, uint8_t *green, uint8_t *blue, size_t count) {
+    size_t j = 0;
+    for (; j + 16 <= count; j += 16) {
+        const __m128i *from = (const __m128i *)(pixels + CHANNELS * j);
+        const __m128i loads[3] = {_mm_loadu_si128(from), _mm_loadu_si128(from + 1), _mm_loadu_si128(from + 2)};
+        _mm_storeu_si128((__m128i *)(red + j), colour(loads, 0));
+        _mm_storeu_si128((__m128i *)(green + j), colour(loads, 1));
+        _mm_storeu_si128((__m128i *)(blue + j), colour(loads, 2));
+    }
+    split_plain(pixels + CHANNELS * j, red + j, green + j, blue + j, count - j);
+}
+
+/* 5 pixels at a time, read with the byte before them and written with a byte that the next ones overwrite. */
+AVX2 static void mirror_avx2(const uint8_t *pixels, uint8_t *out, size_t count) {
+    const __m128i reverse = _mm_setr_epi8(13, 14, 15, 10, 11, 12, 7, 8, 9, 4, 5, 6, 1, 2, 3, -1);
+    size_t j = 0;
+    for (; j + 6 <= count; j += 5) {
+        __m128i five = _mm_loadu_si128((const __m128i *)(pixels + CHANNELS * (count - 5 - j) - 1));
+        _mm_storeu_si128((__m128i *)(out + CHANNELS * j), _mm_shuffle_epi8(five, reverse));
+    }
+    mirror_plain(pixels, out + CHANNELS * j, count - j);
+}
+
+static const Kernels WITH_AVX2 = {
+    "avx2",         weigh_avx2,  average_pairs_avx2, average_avx2,
+    to_columns_sse2, to_rows_sse2, split_avx2,         mirror_avx2,
+};
+
+const Kernels *const *kernels_here(void) {
+    static const Kernels *const ALL[] = {&WITH_AVX2, &PLAIN, NULL};
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx2") ? ALL : ALL + 1;
+}

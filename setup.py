@@ -1,0 +1,27 @@
+"""Builds the resampler in native/. Without a C compiler the install is whole all the same: Pillow then resizes."""
+
+import os
+import sys
+import sysconfig
+
+from setuptools import Extension, setup
+
+# One binary for every CPython from 3.11 on; those without the interpreter's lock have no stable interface yet.
+STABLE = sys.implementation.name == "cpython" and not sysconfig.get_config_var("Py_GIL_DISABLED")
+# Weights are Pillow's only if a * b + c is rounded twice, as it is compiled.
+FLAGS = ["/O2"] if os.name == "nt" else ["-O3", "-g0", "-ffp-contract=off"]
+
+setup(
+    ext_modules=[
+        Extension(
+            "latentmill.transforms._resample",
+            sources=["native/module.c", "native/compute.c", "native/tables.c", "native/kernels.c"],
+            depends=["native/resample.h", "native/kernels_x86.h"],
+            define_macros=[("Py_LIMITED_API", "0x030B0000")] if STABLE else [],
+            py_limited_api=STABLE,
+            extra_compile_args=FLAGS,
+            optional=True,
+        )
+    ],
+    options={"bdist_wheel": {"py_limited_api": "cp311"}} if STABLE else {},
+)
