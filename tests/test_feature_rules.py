@@ -248,7 +248,7 @@ def same_features(one: Path, other: Path) -> None:
         if "name" in row:
             with np.load(one / row["name"]) as ours, np.load(other / row["name"]) as theirs:
                 assert distance(ours["caption_feature"], theirs["caption_feature"]) < 2e-3
-    left = [{name: data for name, data in contents(folder).items() if not name.endswith((".npz", "index.jsonl"))}
+    left = [{name: data for name, data in contents(folder).items() if not name.endswith((".npz", "index.jsonl", "index.bin"))}
             for folder in (one, other)]  # fmt: skip
     for files in left:
         table = json.loads(files.pop("latentmill.json"))

@@ -126,7 +126,7 @@ def test_a_recipe_that_lacks_a_part_is_told(here: Path, text: str, message: str)
          "recipe.toml, line 7: defaults.resolution must be WxH with positive integers. Found: 16"),
         ('model = "fake"', "model = 1", "recipe.toml, line 13: outputs.sd.model must be text. Found: 1"),
         ('model = "fake"', 'model = "fake"\nbatch_size = -2',
-         "recipe.toml, line 14: outputs.sd.batch_size must be greater than or equal to 1. Found: -2"),
+         "recipe.toml, line 14: outputs.sd.batch_size must be a whole number from 1 on, or auto. Found: -2"),
         ('model = "fake"', 'model = "fake"\npath = 7',
          "recipe.toml, line 14: outputs.sd.path must be a path, as text. Found: 7"),
         ('resolution = "16x16"', "",
@@ -148,7 +148,7 @@ def test_a_setting_that_is_wrong_is_told_with_its_line(here: Path, old: str, new
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("outputs.sd.batch_size=x", "outputs.sd.batch_size must be a whole number. Found: 'x'"),
+        ("outputs.sd.batch_size=x", "outputs.sd.batch_size must be a whole number from 1 on, or auto. Found: 'x'"),
         ("outputs.sd.modle=x", "outputs.sd (kind latents, layout repa) has no setting modle. Did you mean model?"),
         ("outputs.new.kind=pixel", "outputs.new: kind must be one of pixels, latents, vision, text. Found: 'pixel'"),
         ("outputs.new.kind=text", "outputs.new: no caption of photos is called 'prompt'. There are: none"),

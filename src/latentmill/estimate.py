@@ -28,7 +28,8 @@ _BATCHES_IN_FLIGHT = 4  # one loading, one being encoded, and those that wait to
 _SAFE_SHARE = 0.8  # of the available memory
 _PNG_OVERHEAD = 400
 _NPY_HEADER = 128
-_ROW_BYTES = 400  # of index and labels
+_ROW_BYTES, _MEMBER_BYTES = 480, 150  # of index, columns and labels; in a zip, of headers and directory besides
+_COLUMNS_HEADER = 1000
 
 
 @dataclass(frozen=True)
@@ -46,16 +47,18 @@ class Estimate:
     def for_convert(cls, images: int, sizes: list[tuple[int, int]], size: tuple[int, int], dest: Path) -> Estimate:
         result = 3 * size[0] * size[1]
         largest = max((width * height for width, height in sizes), default=0)
-        return cls(images, largest, result, images * (result + _PNG_OVERHEAD + _ROW_BYTES), dest)
+        made = images * (result + _PNG_OVERHEAD + _row_bytes(dest)) + _COLUMNS_HEADER
+        return cls(images, largest, result, made, dest)
 
     @classmethod
     def for_encode(
         cls, images: int, latent: LatentInfo, size: tuple[int, int], dest: Path, with_images: bool
     ) -> Estimate:
         channels, height, width = latent.fixed_shape
-        stored = channels * height * width * (4 if latent.dtype == "float32" else 2) + _NPY_HEADER + _ROW_BYTES
+        stored = channels * height * width * (4 if latent.dtype == "float32" else 2) + _NPY_HEADER
         result = 3 * size[0] * size[1]
-        return cls(images, 0, result, images * (stored + (result + _PNG_OVERHEAD if with_images else 0)), dest)
+        each = stored + _row_bytes(dest) + (result + _PNG_OVERHEAD if with_images else 0)
+        return cls(images, 0, result, images * each + _COLUMNS_HEADER, dest)
 
     def memory(self, workers: int, batch_size: int) -> int:
         """Bytes of memory at most: every worker decodes one image and holds a few batches of results."""
@@ -141,3 +144,7 @@ def human(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+def _row_bytes(dest: Path) -> int:
+    return _ROW_BYTES + (_MEMBER_BYTES if dest.suffix.lower() == ".zip" else 0)

@@ -45,7 +45,7 @@ from latentmill.worker import Output
 
 _BATCH_PIXELS = 8 * 512 * 512  # of a batch where none is asked for
 _MAX_BATCH = 8
-_NPY_HEADER, _ROW_BYTES = 128, 600
+_NPY_HEADER, _ROW_BYTES = 128, 680
 
 
 def prepare_buckets(chosen: BucketSettings, shared: Shared, tell: Tell) -> list[Prepared]:

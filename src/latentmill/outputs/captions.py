@@ -33,7 +33,7 @@ from latentmill.worker import Output
 if TYPE_CHECKING:
     from latentmill.encoders.text import TextEncoderSpec, TextSpec
 
-_NPZ_OVERHEAD, _ROW_BYTES = 500, 350
+_NPZ_OVERHEAD, _ROW_BYTES = 500, 450
 _REPEATED = 0.01  # of a vector that is repeated, when it is deflated
 _PROBE_CAPTIONS = 8
 _LONG_PROBE = 0.25  # seconds

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from latentmill.encoders.vision import VisionSpec
     from latentmill.formats.metadata import VisionInfo, VisionModelInfo
 
-_NPY_HEADER, _ROW_BYTES = 128, 400
+_NPY_HEADER, _ROW_BYTES = 128, 480
 
 
 def prepare_vision(chosen: VisionSettings, shared: Shared, tell: Tell) -> list[Prepared]:
