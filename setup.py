@@ -15,7 +15,10 @@ setup(
     ext_modules=[
         Extension(
             "latentmill.transforms._resample",
-            sources=["native/module.c", "native/compute.c", "native/tables.c", "native/kernels.c"],
+            sources=[
+                "native/module.c", "native/compute.c", "native/tables.c", "native/kernels.c", "native/stored.c",
+                "native/draw.c",
+            ],
             depends=["native/resample.h", "native/kernels_x86.h"],
             define_macros=[("Py_LIMITED_API", "0x030B0000")] if STABLE else [],
             py_limited_api=STABLE,

@@ -99,28 +99,29 @@ static void to_rows_sse2(const uint8_t *columns, uint8_t *const *rows, size_t n)
         }
 }
 
-/* 16 pixels at a time: from each of the three loads, the bytes of a colour that it has. */
-AVX2 INLINE __m128i colour(const __m128i loads[3], int first) {
-    __m128i found = _mm_setzero_si128();
-    for (int k = 0; k < 3; k++) {
-        uint8_t chosen[16];
-        for (int j = 0; j < 16; j++) {
-            int from = CHANNELS * j + first - 16 * k;
-            chosen[j] = from >= 0 && from < 16 ? (uint8_t)from : 0x80;
-        }
-        found = _mm_or_si128(found, _mm_shuffle_epi8(loads[k], _mm_loadu_si128((const __m128i *)chosen)));
-    }
-    return found;
+/* 32 pixels at a time, 16 in each half of three registers. Byte p of load k is of the colour (k + p) % 3, so that each
+ * byte of a colour has a place of its own, and one shuffle brings them into order. */
+AVX2 INLINE __m256i colour(const __m256i loads[3], int first) {
+    uint8_t chosen[2][32], order[32];
+    for (int k = 0; k < 2; k++)
+        for (int p = 0; p < 32; p++) chosen[k][p] = (k + 1 + p % 16) % 3 == first ? 0xFF : 0;
+    for (int j = 0; j < 32; j++) order[j] = (uint8_t)((CHANNELS * (j % 16) + first) % 16);
+    __m256i found = _mm256_blendv_epi8(loads[0], loads[1], _mm256_loadu_si256((const __m256i *)chosen[0]));
+    found = _mm256_blendv_epi8(found, loads[2], _mm256_loadu_si256((const __m256i *)chosen[1]));
+    return _mm256_shuffle_epi8(found, _mm256_loadu_si256((const __m256i *)order));
 }
 
 AVX2 static void split_avx2(const uint8_t *pixels, uint8_t *red, uint8_t *green, uint8_t *blue, size_t count) {
     size_t j = 0;
-    for (; j + 16 <= count; j += 16) {
+    for (; j + 32 <= count; j += 32) {
         const __m128i *from = (const __m128i *)(pixels + CHANNELS * j);
-        const __m128i loads[3] = {_mm_loadu_si128(from), _mm_loadu_si128(from + 1), _mm_loadu_si128(from + 2)};
-        _mm_storeu_si128((__m128i *)(red + j), colour(loads, 0));
-        _mm_storeu_si128((__m128i *)(green + j), colour(loads, 1));
-        _mm_storeu_si128((__m128i *)(blue + j), colour(loads, 2));
+        __m256i loads[3];
+        for (int k = 0; k < 3; k++)
+            loads[k] = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(from + k)),
+                                               _mm_loadu_si128(from + 3 + k), 1);
+        _mm256_storeu_si256((__m256i *)(red + j), colour(loads, 0));
+        _mm256_storeu_si256((__m256i *)(green + j), colour(loads, 1));
+        _mm256_storeu_si256((__m256i *)(blue + j), colour(loads, 2));
     }
     split_plain(pixels + CHANNELS * j, red + j, green + j, blue + j, count - j);
 }

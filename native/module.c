@@ -197,6 +197,68 @@ static PyObject *mirrored(PyObject *self, PyObject *args) {
     return move(args, move_mirrored);
 }
 
+PyDoc_STRVAR(stored_planes_doc, "stored_planes(blocks, out) -> bool: the stored blocks of a PNG's rows to (3, height, "
+                                "width); whether they are such blocks, and no row has a filter.");
+
+static PyObject *stored_planes_of(PyObject *self, PyObject *args) {
+    PyObject *blocks, *out;
+    Py_buffer from, to;
+    int found = 0, fits;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "OO", &blocks, &out) || PyObject_GetBuffer(blocks, &from, PyBUF_SIMPLE) < 0) return NULL;
+    if (PyObject_GetBuffer(out, &to, PyBUF_CONTIG) < 0) {
+        PyBuffer_Release(&from);
+        return NULL;
+    }
+    fits = to.ndim == 3 && to.itemsize == 1 && to.shape[0] == CHANNELS && to.shape[1] > 0 && to.shape[2] > 0 &&
+           to.shape[1] <= MAX_SIDE && to.shape[2] <= MAX_SIDE &&
+           stored_length((uint64_t)to.shape[1], (uint64_t)to.shape[2]) == (uint64_t)from.len;
+    if (fits) {
+        Py_BEGIN_ALLOW_THREADS
+        found = stored_planes(from.buf, (uint64_t)to.shape[1], (uint64_t)to.shape[2], to.buf);
+        Py_END_ALLOW_THREADS
+    } else {
+        PyErr_SetString(PyExc_ValueError, "what is written must be bytes of (3, height, width), and the blocks as long as "
+                                          "its rows take");
+    }
+    PyBuffer_Release(&from);
+    PyBuffer_Release(&to);
+    if (!fits) return NULL;
+    return found < 0 ? PyErr_NoMemory() : PyBool_FromLong(found);
+}
+
+PyDoc_STRVAR(draw_doc, "draw(moments, z, shift, scale): float32 means, then as many deviations; z, numbers of a normal "
+                       "distribution, becomes (mean + deviation * z - shift) * scale.");
+
+static PyObject *draw_of(PyObject *self, PyObject *args) {
+    PyObject *moments, *noise;
+    Py_buffer from, to;
+    double shift, scale;
+    int fits;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "OOdd", &moments, &noise, &shift, &scale) ||
+        PyObject_GetBuffer(moments, &from, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) < 0)
+        return NULL;
+    if (PyObject_GetBuffer(noise, &to, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE | PyBUF_FORMAT) < 0) {
+        PyBuffer_Release(&from);
+        return NULL;
+    }
+    fits = from.format && to.format && strcmp(from.format, "f") == 0 && strcmp(to.format, "f") == 0 &&
+           from.len == 2 * to.len;
+    if (fits) {
+        size_t count = (size_t)to.len / sizeof(float);
+        const float *mean = from.buf;
+        Py_BEGIN_ALLOW_THREADS
+        draw(mean, mean + count, to.buf, (float)shift, (float)scale, count);
+        Py_END_ALLOW_THREADS
+    } else {
+        PyErr_SetString(PyExc_ValueError, "moments must be float32, contiguous, and twice as many as z");
+    }
+    PyBuffer_Release(&from);
+    PyBuffer_Release(&to);
+    return fits ? done(1) : NULL;
+}
+
 PyDoc_STRVAR(use_doc, "use(name): choose the inner loops, one of KERNELS. For tests; not while others resize.");
 
 static PyObject *use(PyObject *self, PyObject *args) {
@@ -215,6 +277,8 @@ static PyMethodDef METHODS[] = {
     {"resize", resize, METH_VARARGS, resize_doc},
     {"table", table, METH_VARARGS, table_doc},
     {"planes", planes, METH_VARARGS, planes_doc},
+    {"stored_planes", stored_planes_of, METH_VARARGS, stored_planes_doc},
+    {"draw", draw_of, METH_VARARGS, draw_doc},
     {"mirrored", mirrored, METH_VARARGS, mirrored_doc},
     {"use", use, METH_VARARGS, use_doc},
     {NULL, NULL, 0, NULL},
@@ -242,7 +306,7 @@ static PyModuleDef_Slot SLOTS[] = {
 };
 
 static PyModuleDef MODULE = {
-    PyModuleDef_HEAD_INIT, "_resample", "Exact resizes of 8-bit RGB pixels.", 0, METHODS, SLOTS, NULL, NULL, NULL,
+    PyModuleDef_HEAD_INIT, "_resample", "Exact resizes of 8-bit RGB pixels, and what readers do with each sample.", 0, METHODS, SLOTS, NULL, NULL, NULL,
 };
 
 PyMODINIT_FUNC PyInit__resample(void) {

@@ -78,6 +78,19 @@ typedef struct {
     uint8_t *out;
 } Job;
 
+#define STORED_BLOCK 0xFFFF      /* bytes that a stored block holds, but for the last */
+#define STORED_HEADER 5
+
+/* Bytes of the stored blocks that hold the rows of a PNG, each after its filter. */
+uint64_t stored_length(uint64_t height, uint64_t width);
+
+/* `stored_length` bytes of blocks -> planes (3, height, width). 0 where they are no such blocks, or a row has a filter:
+ * `out` then holds a part; -1 where memory does not suffice. */
+int stored_planes(const uint8_t *blocks, uint64_t height, uint64_t width, uint8_t *out);
+
+/* z[j] = (mean[j] + deviation[j] * z[j] - shift) * scale, each step rounded to float32, for j below n. */
+void draw(const float *mean, const float *deviation, float *z, float shift, float scale, size_t n);
+
 /* Writes the window; 0 where memory does not suffice. The tables must follow one another, and cover the window. */
 int run_job(Job *job);
 

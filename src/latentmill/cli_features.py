@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from latentmill.guard import EXIT_REJECTS, feature_shown, guarded, plain, run_recipes
+from latentmill.guard import EXIT_REJECTS, feature_shown, guarded, importing, plain, run_recipes
 from latentmill.options import (
     SOURCE_HELP,
     Alpha,
@@ -143,7 +143,8 @@ def pixart(
     settings["caption_label"] = caption_label or ["prompt"]
 
     def jobs() -> int:
-        from latentmill.features import feature_recipe
+        with importing():
+            from latentmill.features import feature_recipe
 
         recipe, warnings = feature_recipe(settings.pop("data_info"), settings.pop("dest"), **settings)
         for warning in warnings:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from latentmill.guard import guarded, run_recipes
+from latentmill.guard import guarded, importing, run_recipes
 from latentmill.options import TrustSource
 from latentmill.terminal import clock, counted, err, out, print_buckets, print_whole, shown
 
@@ -43,7 +43,8 @@ def run(
     """
 
     def work() -> int:
-        from latentmill.recipe import Recipe
+        with importing():
+            from latentmill.recipe import Recipe
 
         given = {"run.overwrite=true": overwrite, "run.trust_source=true": trust_source}
         told = [*(settings or ()), *(name for name, is_given in given.items() if is_given)]

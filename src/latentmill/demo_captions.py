@@ -19,7 +19,7 @@ from latentmill.files import write_errors
 from latentmill.importing import import_captioned
 from latentmill.records import Array
 from latentmill.registry import MINI
-from latentmill.sources.captioned import DATA_FOLDER, DATA_INFO, IMAGE_FOLDER
+from latentmill.sources.folders import DATA_FOLDER, DATA_INFO, IMAGE_FOLDER
 from latentmill.verification import verify
 
 _RESOLUTION, _BUCKETS, _FIT = 256, "auto:3:32", "cover"

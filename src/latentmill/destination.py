@@ -28,9 +28,7 @@ from latentmill.formats.metadata import (
     index_rows,
     open_beside,
 )
-from latentmill.formats.pixart import EMPTY_CAPTION
 from latentmill.formats.repa import ImageLayout, LatentLayout
-from latentmill.formats.vision import VisionLayout
 from latentmill.manifest import current_plan
 
 _LOCK_SECONDS = 10.0
@@ -159,6 +157,8 @@ def sweep(place: Container, keep: Sequence[str] = (_LOCK,)) -> None:
 
 
 def _clear_data(place: Container) -> None:
+    from latentmill.formats.pixart import EMPTY_CAPTION
+
     for name in (REJECTS_JSONL, REPORT_JSON, RECIPE_TOML):
         place.side_file(name).unlink(missing_ok=True)
     if place.is_zip:
@@ -174,6 +174,8 @@ def _clear_data(place: Container) -> None:
 
 def _numbered_files(place: Container) -> Iterator[Path]:
     """Files of the class-conditional layouts, which their names tell."""
+    from latentmill.formats.vision import VisionLayout
+
     for folder in place.path.glob("[0-9]" * 5):
         for file in folder.iterdir():
             name = f"{folder.name}/{file.name}"

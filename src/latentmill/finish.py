@@ -12,6 +12,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from latentmill.errors import DestinationError
 from latentmill.files import digest, digest_lines, replace_bytes, replace_text, write_errors
@@ -40,9 +41,10 @@ from latentmill.formats.metadata import (
 from latentmill.formats.payload import ARRAY_ERRORS
 from latentmill.manifest import Plan
 from latentmill.records import NOTES, Outcome
-from latentmill.transforms.bucket import BucketTable
-from latentmill.transforms.bucket_report import BucketReport
 from latentmill.worker import Output
+
+if TYPE_CHECKING:
+    from latentmill.transforms.bucket_report import BucketReport
 
 _FIXED_POINT_BITS = 80  # sums of floats as integers: the same total in whatever order they are added
 
@@ -136,6 +138,17 @@ class _Labels:
             self.path.write_text('{"labels": null}')
 
 
+def _bucket_report(described: Iterable[Description]) -> BucketReport | None:
+    """An empty report of the buckets that the outputs share; None where there are none."""
+    table = next((each.buckets.table for each in described if each.buckets is not None), None)
+    if table is None:
+        return None
+    from latentmill.transforms.bucket import BucketTable
+    from latentmill.transforms.bucket_report import BucketReport
+
+    return BucketReport(BucketTable.from_text(table))
+
+
 def finish(
     plan: Plan,
     work: Path,
@@ -149,8 +162,7 @@ def finish(
     recipe: is stored beside the first output.
     """
     outputs = list(outputs)
-    table = next((d.buckets.table for d in describe.values() if d.buckets is not None), None)
-    tally = Tally(buckets=BucketReport(BucketTable.from_text(table)) if table is not None else None)
+    tally = Tally(buckets=_bucket_report(describe.values()))
     with write_errors(work), ExitStack() as stack:
         folders = {o.name: o.container.work / "finish" for o in outputs}
         for folder in folders.values():

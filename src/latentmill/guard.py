@@ -5,8 +5,10 @@ Exit codes: 0 done; 1 `verify` found something wrong; 2 could not be done; 3 don
 
 from __future__ import annotations
 
+import gc
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -40,13 +42,29 @@ def plain(values: dict[str, Any]) -> dict[str, Any]:
     return {name: str(value) if isinstance(value, StrEnum) else value for name, value in values.items()}
 
 
+@contextmanager
+def importing() -> Iterator[None]:
+    """Around the imports of a command: the garbage collector rests meanwhile, and passes over the modules ever after.
+
+    Modules are no garbage, but every full collection looks at all that they hold, as does the one at the end of the
+    process; and in forked workers, looking copies the pages that they share with their parent.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def run_job(command: str, values: dict[str, Any]) -> None:
     """Run `convert` or `encode` with settings as options gave them, and exit by its outcome."""
     settings = plain(values)
     source, dest = settings.pop("source"), settings.pop("dest")
 
     def job() -> int:
-        from latentmill import api
+        with importing():
+            from latentmill import api
 
         recipe = getattr(api, f"{command}_recipe")(source, dest, **settings)
         return run_recipes([recipe], lambda output: (command, "images"), Path(source))

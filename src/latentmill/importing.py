@@ -38,7 +38,8 @@ from latentmill.sources.caption_imports import IMPORT_JSONL, Imported, ImportLog
 from latentmill.sources.caption_names import import_names
 from latentmill.sources.caption_placing import Exif, Link, Placer
 from latentmill.sources.caption_rows import PROMPT, CaptionedImage, Missing, caption_of
-from latentmill.sources.captioned import DATA_FOLDER, DATA_INFO, IMAGE_FOLDER, CaptionedSet, captioned
+from latentmill.sources.captioned import CaptionedSet, captioned
+from latentmill.sources.folders import DATA_FOLDER, DATA_INFO, IMAGE_FOLDER
 from latentmill.system import usable_cores
 
 RE_ENCODED = "re-encoded"

@@ -9,6 +9,7 @@ import torch
 
 from latentmill.encoders.normalization import Affine
 from latentmill.records import Array
+from latentmill.transforms.resample import draw
 
 
 @dataclass(frozen=True)
@@ -31,15 +32,24 @@ class Draws:
         mean, std = stored[:half], stored[half:]
         if not self.sampled:
             return self._normalised(mean, np.empty_like(mean))
-        z = torch.randn(std.shape).numpy()
+        noise = torch.randn(std.shape)
+        z, affine = noise.numpy(), self.affine
+        if isinstance(affine.shift, float) and isinstance(affine.scale, float) and self._plain and stored.flags.c_contiguous:
+            draw(stored, z, affine.shift, affine.scale)
+            return noise
         np.multiply(std, z, out=z)
         np.add(mean, z, out=z)
         return self._normalised(z, z)
 
+    @property
+    def _plain(self) -> bool:
+        """Whether the normalisation is a shift and a scale."""
+        return self.affine.patch == 1 and not self.affine.divides
+
     def _normalised(self, z: Array, out: Array) -> torch.Tensor:
         """(z - shift) * scale, into `out`, which may be z; what is more than that by `Affine.apply`."""
         affine = self.affine
-        if affine.patch > 1 or affine.divides:
+        if not self._plain:
             return affine.apply(torch.from_numpy(z))
         shift, scale = affine.shift, affine.scale
         if not isinstance(shift, float):

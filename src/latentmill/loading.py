@@ -12,7 +12,6 @@ from latentmill.decoding import DEFAULT_MAX_PIXELS, decode_reduced
 from latentmill.errors import ConfigError, SampleError
 from latentmill.formats.payload import npy_array
 from latentmill.records import TRUNCATED, Array, Geometry, Sample, SampleRef
-from latentmill.transforms.bucket import BucketTable
 from latentmill.transforms.crop import CROPS, PLACED, crop_geometry
 from latentmill.transforms.fit import geometry, resampled
 from latentmill.transforms.reduction import BucketReduction, CropReduction, Reduction
@@ -21,6 +20,7 @@ from latentmill.transforms.variant import PLAIN, Variant
 
 if TYPE_CHECKING:
     from latentmill.encoders.text import TextEncoderSpec
+    from latentmill.transforms.bucket import BucketTable
 
 
 class Decoded(NamedTuple):

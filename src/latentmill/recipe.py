@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from latentmill.config import OutputSettings, SourceSettings, validated, validated_in
 from latentmill.config_types import FILES
@@ -33,8 +33,10 @@ from latentmill.passes import Prepared, run_pass, runner_of
 from latentmill.recipe_checks import OF_SETS, RUN_FIELDS, SOURCE_FIELDS, check_names, check_places, check_table, close
 from latentmill.recipe_file import NO_FILE, Keys, RecipeFile, in_recipe_words, read_recipe
 from latentmill.recipe_stored import SOURCE_NAMES, recipe_of, resolved_settings, stored_toml
-from latentmill.registry import MINI, TEXT_SETS
 from latentmill.transforms.variant import Variant
+
+if TYPE_CHECKING:
+    from latentmill.registry import TextSetMember
 
 TellOf = Callable[[str], Tell]
 _NO_DEFAULTS = SourceSettings.model_fields.keys() | OF_SETS | {"dest"}
@@ -149,6 +151,8 @@ class Recipe:
         """A model's folder is relative to the file, as other paths; other names are as they are."""
         if not isinstance(name, str) or self.folder == Path() or self.file.is_told(keys):
             return name
+        from latentmill.registry import MINI
+
         folder = self.folder / os.path.expanduser(name)  # noqa: PTH111
         return str(folder) if name != MINI and len(name) < _LONGEST and folder.is_dir() else name
 
@@ -328,14 +332,21 @@ class Recipe:
 
 def _members(kind: Kind, values: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """The encoders of a set, as `sd3`, each an output of its own beside the others; else the output itself."""
-    members = TEXT_SETS.get(str(values.get("model"))) if kind.name == "text" else None
-    if not members or values.get("member") is not None:
+    members = _of_set(values.get("model")) if kind.name == "text" and values.get("member") is None else ()
+    if not members:
         yield "", {}
         return
     for member in members:
         dest = values["dest"]
         place = dest.with_name(f"{dest.name}-{member.name}")
         yield member.name, {"member": member.entry.name, "encoder": member.name, "dest": place}
+
+
+def _of_set(model: object) -> tuple[TextSetMember, ...]:
+    """The encoders that the name of a set stands for; none for any other name."""
+    from latentmill.registry import TEXT_SETS
+
+    return TEXT_SETS.get(str(model), ())
 
 
 def _passes(jobs: Sequence[Named]) -> list[list[Named]]:

@@ -17,7 +17,8 @@ from latentmill.outputs.shared import Shared
 from latentmill.recipe_file import to_toml
 from latentmill.recipe_init_text import CAPTIONS, CLASSES, HEAD, MISSING, NO_NAMES
 from latentmill.sources.caption_files import TABLES
-from latentmill.sources.captioned import DATA_FOLDER, CaptionedSet, captioned
+from latentmill.sources.captioned import CaptionedSet, captioned
+from latentmill.sources.folders import DATA_FOLDER
 
 _READERS: tuple[ReaderKind, ...] = ("multi", "single")
 

@@ -18,7 +18,6 @@ from latentmill.devices import encoder_device
 from latentmill.job import Job
 from latentmill.outputs.kinds import Chosen
 from latentmill.recipe_file import to_toml
-from latentmill.registry import FAKE, MINI, TEXT_SETS
 
 SOURCE_NAMES = {"source": "path", "source_kind": "kind", "source_options": "options"}  # in `[source]`
 _RESOLVED = ("batch_size", "threads")  # of the fingerprint
@@ -102,10 +101,17 @@ def _told(
     }
 
 
+def _is_folder(model: Any) -> bool:
+    """Whether a model is given by its folder."""
+    from latentmill.registry import FAKE, MINI, TEXT_SETS
+
+    return model not in (MINI, FAKE, *TEXT_SETS) and Path(model).is_dir()
+
+
 def _plain(name: str, value: Any) -> Any:
     if name == "device":
         return encoder_device(value)  # nothing of the result depends on how many there are
-    if name in _MODELS and value not in (MINI, FAKE, *TEXT_SETS) and Path(value).is_dir():
+    if name in _MODELS and _is_folder(value):
         return os.path.abspath(value)  # noqa: PTH100 - links are kept as they are
     if isinstance(value, tuple):
         return "x".join(map(str, value)) if all(isinstance(side, int) for side in value) else list(value)

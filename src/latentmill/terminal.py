@@ -25,8 +25,8 @@ _WIDEST = 1000  # characters of a table
 _PLAIN_SECONDS = 10.0  # between progress lines where there is no terminal
 _TRANSFORMING = ("convert", "encode")  # what leaves images out by a transform's rule, not by the reader's
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+out = Console(highlight=False, emoji=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
 
 
 def shown(value: object) -> str:
@@ -192,7 +192,7 @@ class Display:
 def print_whole(table: Table) -> None:
     """Print a table with nothing cut off, however narrow the terminal is."""
     width = out.measure(table, options=out.options.update(max_width=_WIDEST)).maximum
-    Console(width=max(width, out.width), highlight=False, soft_wrap=True, file=out.file).print(table)
+    Console(width=max(width, out.width), highlight=False, emoji=False, soft_wrap=True, file=out.file).print(table)
 
 
 def print_buckets(report: BucketReport) -> None:

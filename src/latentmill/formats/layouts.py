@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from latentmill.errors import ConfigError, SourceError
-from latentmill.formats import pixart, vision
 from latentmill.formats.metadata import METADATA_JSON, Metadata
 from latentmill.formats.repa import ImageLayout, LatentLayout
 from latentmill.plugins import FORMATS, MakeLayout, installed, load, origin
@@ -36,6 +35,8 @@ def layout_of(code: str) -> Layout:
         return ImageLayout()
     if family == "repa" and rest in ("latents/moments", "latents/mean", "latents/sample"):
         return LatentLayout(rest.rpartition("/")[2])
+    from latentmill.formats import pixart, vision
+
     found: Layout | None = pixart.layout_of(code) or vision.layout_of(code)
     if found is None and family in installed(FORMATS) and rest.rpartition("/")[2] in _STATISTICS:
         found = _of_package(family, rest.rpartition("/")[2])

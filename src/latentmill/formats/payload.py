@@ -102,11 +102,11 @@ def npy_bytes(array: Array) -> bytes:
     ordered = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
     if ordered.dtype.hasobject:
         raise ValueError(f"an array of {ordered.dtype} cannot be stored without pickling")
-    return b"".join((_npy_header(ordered.dtype, ordered.shape), ordered.reshape(-1).view(np.uint8).data))
+    return b"".join((npy_header(ordered.dtype, ordered.shape), ordered.reshape(-1).view(np.uint8).data))
 
 
 @lru_cache(maxsize=64)
-def _npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+def npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
     """What stands before the numbers of an NPY file (version 1.0, C order)."""
     file = io.BytesIO()
     table = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,15 +16,16 @@ from latentmill.devices import encoder_device
 from latentmill.errors import ConfigError, DestinationError, ModelError, SampleError
 from latentmill.formats.containers import Container, FolderContainer, container
 from latentmill.formats.metadata import ModelInfo, Value
-from latentmill.formats.pixart import ReaderKind
 from latentmill.outcome import Event, Tell
 from latentmill.outputs.shared import Shared
 from latentmill.plugins import ENCODERS, EncoderRequest, MakeEncoder, choices, installed, load, origin
 from latentmill.records import Listing, Sample, SampleRef
-from latentmill.registry import FAKE, MINI, MODELS
-from latentmill.sources.captioned import IMAGE_FOLDER, CaptionedSet
+from latentmill.sources.folders import IMAGE_FOLDER
 from latentmill.stages import EncoderSpec, Source
-from latentmill.transforms.divide import divided_size
+
+if TYPE_CHECKING:
+    from latentmill.formats.pixart import ReaderKind
+    from latentmill.sources.captioned import CaptionedSet
 
 _PROBE_IMAGES = 8
 _PROBE_STEP = 4  # times the pixels of the one before
@@ -33,6 +35,8 @@ _SECONDS_A_PIXEL = 6e-8  # to decode, crop and write, on one core: measured, and
 
 def divided(size: tuple[int, int], info: ModelInfo, rule: str) -> tuple[int, int]:
     """(width, height) that the VAE can bring down, by the rule for what does not divide. Raises ConfigError."""
+    from latentmill.transforms.divide import divided_size
+
     multiple = info.pixel_multiple
     if rule == "refuse" and any(side % multiple for side in size):
         raise ConfigError(
@@ -167,6 +171,8 @@ def vae_spec(
     compile: bool = False,  # noqa: A002  # the setting's name
 ) -> tuple[EncoderSpec, ModelInfo]:
     """A VAE by name, an encoder that another package brings, or the fake one. Raises ModelError, ConfigError."""
+    from latentmill.registry import FAKE, MINI, MODELS
+
     if (channels_last or compile) and (name == FAKE or (name not in (MINI, *MODELS) and name in installed(ENCODERS))):
         raise ConfigError(f"channels-last and compile are of VAEs of diffusers. Found: model {name}; leave them out")
     if name == FAKE:
@@ -210,6 +216,8 @@ def forward_fingerprint(chosen: LatentSettings | BucketSettings) -> dict[str, Va
 
 def _check_name(name: str) -> None:
     """Where other packages bring encoders, a name that nothing has may be one of theirs. Raises ModelError."""
+    from latentmill.registry import MINI, MODELS
+
     if installed(ENCODERS) and "/" not in name and name not in (MINI, *MODELS) and not Path(name).exists():
         known = choices(ENCODERS, name, (*MODELS, MINI))
         raise ModelError(f"model must be {known}, a hub repository as owner/name or a folder. Found: {name!r}")

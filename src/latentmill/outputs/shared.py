@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from latentmill.config import SourceSettings
 from latentmill.config_types import FILES
@@ -13,10 +13,13 @@ from latentmill.outputs.trusted import trusted_listing
 from latentmill.plugins import SOURCES, ListedSource, MakeSource, load, origin
 from latentmill.records import Listing, SampleRef
 from latentmill.sources.caption_files import TABLES
-from latentmill.sources.captioned import DATA_FOLDER, DATA_INFO, IMAGE_FOLDER, CaptionedSet, captioned, places
-from latentmill.sources.features import FeatureImages
+from latentmill.sources.folders import DATA_FOLDER, DATA_INFO, IMAGE_FOLDER
 from latentmill.sources.images import ImageSource
 from latentmill.stages import Source
+
+if TYPE_CHECKING:
+    from latentmill.sources.captioned import CaptionedSet
+    from latentmill.sources.features import FeatureImages
 
 Made = TypeVar("Made")
 
@@ -85,6 +88,8 @@ class Shared:
 
     def captioned(self, chosen: SourceSettings, *, of_images: bool) -> CaptionedSet:
         """What the source holds of images, or of captions. Raises SourceError, ConfigError."""
+        from latentmill.sources.captioned import CaptionedSet, captioned, places
+
         if chosen.source_kind != FILES:
             raise ConfigError(
                 f"a source of kind {chosen.source_kind!r} gives images by number alone: text, and layouts that name "
@@ -110,6 +115,8 @@ class Shared:
 
     def keyed_images(self, chosen: SourceSettings) -> tuple[FeatureImages, Listing]:
         """The images of a folder or table with their sizes, for layouts that name them by their paths."""
+        from latentmill.sources.features import FeatureImages
+
         found = self.captioned(chosen, of_images=True)
         limits = (chosen.start_index, chosen.rows_end, chosen.exif, chosen.max_pixels)
         if (trusted := self.trusted(chosen)) is not None:

@@ -12,11 +12,10 @@ from latentmill.files import printable
 from latentmill.sources.caption_files import TABLES
 from latentmill.sources.caption_rows import NOT_UTF8, PROMPT, CaptionedImage, Missing, caption_of, numbered
 from latentmill.sources.caption_tables import read_table
-from latentmill.sources.folders import is_image, told_loops, walk
+from latentmill.sources.folders import DATA_FOLDER, DATA_INFO, IMAGE_FOLDER, is_image, told_loops, walk
 
 __all__ = ["CaptionedImage", "CaptionedSet", "Missing", "caption_of", "captioned"]
 
-DATA_FOLDER, IMAGE_FOLDER, DATA_INFO = "InternData", "InternImgs", "data_info.json"  # a PixArt dataset's
 _READ_THREADS = 8
 _FILES_A_TASK = 64
 _MAX_CAPTION_BYTES = 1 << 20  # no caption is so long: somebody's data has its name

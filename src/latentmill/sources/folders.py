@@ -22,6 +22,7 @@ from latentmill.formats.metadata import WORK_FOLDER
 if sys.platform == "linux":
     import resource
 
+DATA_FOLDER, IMAGE_FOLDER, DATA_INFO = "InternData", "InternImgs", "data_info.json"  # a PixArt dataset's
 _THREADS = 8
 _FILES_A_TASK = 1024
 _WAITING = 0.1  # of the files that a thread looks at, those that it waits for where more threads are worth it

@@ -16,11 +16,13 @@ Pairs of sizes are (height, width).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from latentmill.errors import SampleError
-from latentmill.transforms.bucket import BucketTable
 from latentmill.transforms.fit import geometry
+
+if TYPE_CHECKING:
+    from latentmill.transforms.bucket import BucketTable
 
 LEFT = 2
 MOST = 3  # halvings that libjpeg knows

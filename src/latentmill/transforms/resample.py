@@ -3,11 +3,13 @@
 BOX, BILINEAR, BICUBIC and LANCZOS are computed in C (`native/`), without the interpreter's lock. Where that was not
 built, does not agree with the Pillow that is installed, or LATENTMILL_RESAMPLER=pillow says so, Pillow does the work;
 the result is the same. The choice is made once, at import. Pairs of sizes are (height, width).
+What else is compiled, of a reader's work, has its two forms here as well.
 """
 
 from __future__ import annotations
 
 import os
+import struct
 
 import numpy as np
 from PIL import Image
@@ -17,6 +19,8 @@ from latentmill.records import Array
 from latentmill.transforms.resample_native import FILTERS, LARGEST, Native, Size, Window, find
 
 VARIABLE = "LATENTMILL_RESAMPLER"
+_STORED_BLOCK = 0xFFFF  # the most bytes that a stored block holds
+_HEADER = struct.Struct("<BHH")  # whether it is the last, its length, and the complement of that
 
 
 def resize(
@@ -47,6 +51,47 @@ def planes(pixels: Array) -> Array:
     """uint8 (height, width, 3) -> contiguous uint8 (3, height, width). Raises ValueError."""
     _check_pixels(pixels)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)) if _native is None else _native.planes(pixels)
+
+
+def stored_planes(blocks: memoryview, size: Size) -> Array | None:
+    """The stored blocks of a PNG's rows (RFC 1951, 3.2.4) -> uint8 (3, height, width), of memory of its own.
+
+    blocks: as long as rows of `size` take, each after its filter, in blocks of 65,535 bytes but for the last. None where
+    they are other blocks, or a row has a filter. Raises ValueError for blocks of another length.
+    """
+    return _joined_planes(blocks, size) if _native is None else _native.stored_planes(blocks, size)
+
+
+def _joined_planes(blocks: memoryview, size: Size) -> Array | None:
+    height, width = size
+    left, at, parts = height * (1 + 3 * width), 0, []
+    if len(blocks) != left + _HEADER.size * -(-left // _STORED_BLOCK):
+        raise ValueError(f"blocks must be as long as the rows of {size} take. Found: {len(blocks):,} bytes")
+    while left:
+        count, at = min(left, _STORED_BLOCK), at + _HEADER.size
+        if blocks[at - _HEADER.size : at] != _HEADER.pack(count == left, count, count ^ _STORED_BLOCK):
+            return None
+        parts.append(blocks[at : at + count])
+        left, at = left - count, at + count
+    rows = np.frombuffer(b"".join(parts), np.uint8).reshape(height, 1 + 3 * width)
+    if rows[:, 0].any():
+        return None
+    return np.ascontiguousarray(rows[:, 1:].reshape(height, width, 3).transpose(2, 0, 1))
+
+
+def draw(moments: Array, z: Array, shift: float, scale: float) -> None:
+    """z, numbers of a normal distribution, become (mean + deviation * z - shift) * scale, each step in float32.
+
+    moments: float32 (2C, …), contiguous, means and then deviations. z: float32 (C, …), contiguous.
+    """
+    if _native is not None:
+        _native.draw(moments, z, shift, scale)
+        return
+    half = len(moments) // 2
+    np.multiply(moments[half:], z, out=z)
+    np.add(moments[:half], z, out=z)
+    np.subtract(z, shift, out=z)
+    np.multiply(z, scale, out=z)
 
 
 def mirrored(pixels: Array) -> Array:

@@ -75,6 +75,15 @@ class Native:
         self._module.mirrored(_with_whole_rows(pixels), out)
         return out
 
+    def stored_planes(self, blocks: memoryview, size: Size) -> Array | None:
+        """See `resample.stored_planes`."""
+        out = np.empty((3, *size), np.uint8)
+        return out if self._module.stored_planes(blocks, out) else None
+
+    def draw(self, moments: Array, z: Array, shift: float, scale: float) -> None:
+        """See `resample.draw`."""
+        self._module.draw(moments, z, shift, scale)
+
     def _axis(self, source: int, size: int, number: int, first: int, last: int) -> tuple[Any, int, int]:
         """The table of one pass, None where the side stays, and the inputs that it needs."""
         return (None, first, last) if source == size else self._table(source, size, number, first, last)
@@ -93,6 +102,8 @@ def find() -> Native:
         raise ImportError(
             "it was not built: install a C compiler and Python's headers, and latentmill again"
         ) from error
+    if not hasattr(module, "draw"):
+        raise ImportError("it was built of an earlier version: install latentmill again")
     for order in (_across_first, _less_work_first):
         native = Native(module, order)
         if all(_agrees(native, trial, method) for trial in _TRIALS for method in FILTERS):
