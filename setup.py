@@ -9,14 +9,18 @@ from setuptools import Extension, setup
 # One binary for every CPython from 3.11 on; those without the interpreter's lock have no stable interface yet.
 STABLE = sys.implementation.name == "cpython" and not sysconfig.get_config_var("Py_GIL_DISABLED")
 # Weights are Pillow's only if a * b + c is rounded twice, as it is compiled.
-FLAGS = ["/O2"] if os.name == "nt" else ["-O3", "-g0", "-ffp-contract=off"]
+FLAGS = ["/O2", "/std:c11"] if os.name == "nt" else ["-O3", "-g0", "-ffp-contract=off"]
 
 setup(
     ext_modules=[
         Extension(
             "latentmill.transforms._resample",
             sources=[
-                "native/module.c", "native/compute.c", "native/tables.c", "native/kernels.c", "native/stored.c",
+                "native/module.c",
+                "native/compute.c",
+                "native/tables.c",
+                "native/kernels.c",
+                "native/stored.c",
                 "native/draw.c",
             ],
             depends=["native/resample.h", "native/kernels_x86.h"],

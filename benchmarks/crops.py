@@ -10,6 +10,7 @@ import numpy as np
 import reference
 from harness import Section, Setting, check_same, cpus, in_turn, inside, ratios, spread, times
 from photos import make_photos
+from reference_loops import photos as jpegs
 
 from latentmill.transforms.crop import CROPS
 
@@ -93,7 +94,7 @@ def sources(setting: Setting) -> Iterator[np.ndarray]:
     folder = setting.photos or setting.work / "crop-photos"
     if setting.photos is None:
         make_photos(folder, setting.count(300, 40))
-    for path in sorted(folder.rglob("*.jpg"))[: setting.count(1000, 40)]:
+    for path in jpegs(folder)[: setting.count(1000, 40)]:
         yield reference.decoded(path)
     pick, noise = random.Random(0), np.random.default_rng(0)
     for _ in range(setting.count(100, 20)):

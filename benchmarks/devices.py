@@ -9,6 +9,7 @@ from pathlib import Path
 
 from converting import SETTINGS, fresh, source_photos
 from harness import DifferentError, Section, Setting, Took, cpus, in_turn, latentmill, ratios, spread, times, walls
+from reference_loops import photos as jpegs
 
 REPORT = "latentmill-report.json"
 
@@ -18,7 +19,7 @@ def run(setting: Setting) -> list[Section]:
     photos = setting.work / "some"
     photos.mkdir()
     count = setting.count(160, 64)
-    for number, path in enumerate(sorted(whole.rglob("*.jpg"))[:count]):
+    for number, path in enumerate(jpegs(whole)[:count]):
         (photos / f"{number:06d}.jpg").write_bytes(path.read_bytes())
     sections = [encoders(setting, photos, count)]
     if find_spec("ray") is not None:

@@ -19,6 +19,9 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 
 
+_last_rounds: set[int] = set()
+
+
 class DifferentError(Exception):
     """Two programs that must give the same did not: there is no time to tell."""
 
@@ -53,24 +56,30 @@ class Took:
 
 @dataclass
 class Section:
-    """Results of one kind. checked: what was found equal before a time was taken. goal: in the last column, or ""."""
+    """Results of one kind. checked: what was found equal before a time was taken. goal: in the last column, or "".
+
+    rounds: those that its rows were measured in, which `add` takes over from the last `in_turn`.
+    """
 
     title: str
     checked: str
     headings: tuple[str, ...]
     rows: list[tuple[str, ...]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    rounds: set[int] = field(default_factory=set)
 
     def add(self, *cells: str) -> None:
         assert len(cells) == len(self.headings), (cells, self.headings)
         self.rows.append(cells)
+        self.rounds |= _last_rounds
         print("  " + " | ".join(cells), flush=True)
 
     def markdown(self) -> str:
         lines = [f"## {self.title}", "", f"Checked first: {self.checked}.", ""]
         lines += [_row(self.headings), _row("---" for _ in self.headings), *map(_row, self.rows)]
-        if self.notes:
-            lines += ["", *(f"- {note}" for note in self.notes)]
+        counts = [f"rounds: {' or '.join(map(str, sorted(self.rounds)))}"] if self.rounds else []
+        if told := counts + self.notes:
+            lines += ["", *(f"- {note}" for note in told)]
         return "\n".join(lines) + "\n"
 
 
@@ -105,6 +114,8 @@ def inside(work: Callable[[], object]) -> Took:
 
 def in_turn(programs: Mapping[str, Callable[[], Took]], rounds: int) -> dict[str, list[Took]]:
     """Each program once a round, so that a machine that slows down slows all of them."""
+    _last_rounds.clear()
+    _last_rounds.add(rounds)
     found: dict[str, list[Took]] = {name: [] for name in programs}
     for _ in range(rounds):
         for name, run in programs.items():
@@ -129,6 +140,12 @@ def walls(took: Iterable[Took]) -> list[float]:
 
 def cpus(took: Iterable[Took]) -> list[float]:
     return [each.cpu for each in took]
+
+
+def judged(values: Sequence[float], most: float, unit: str = "x") -> str:
+    """The goal, and whether the median meets it."""
+    verdict = "met" if statistics.median(values) <= most else "MISSED"
+    return f"at most {most:g}{unit}: {verdict}"
 
 
 def times(values: Sequence[float]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from converting import SIDE, check_same_pngs, convert, fresh, source_photos
 from harness import Section, Setting, cpus, in_turn, spread, times, walls
+from reference_loops import photos as jpegs
 
 from latentmill.bench.advice import purchase
 from latentmill.bench.pixels import PixelFigures, load_of, measure_pixels, settings_of
@@ -94,7 +95,7 @@ def validation(setting: Setting, photos: Path, count: int, figures: PixelFigures
 def one_photo(setting: Setting, photos: Path) -> Path:
     folder = setting.folder("one-photo")
     if not any(folder.iterdir()):
-        (folder / "0.jpg").write_bytes(next(photos.rglob("*.jpg")).read_bytes())
+        (folder / "0.jpg").write_bytes(jpegs(photos)[0].read_bytes())
     return folder
 
 

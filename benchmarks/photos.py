@@ -13,10 +13,16 @@ _GRAIN = 6.0  # levels of deviation: a scaled photo is smoother than one of that
 
 
 def make_photos(
-    folder: Path, count: int, size: tuple[int, int] = (500, 375), classes: int = 10, grain: bool = False
+    folder: Path,
+    count: int,
+    size: tuple[int, int] = (500, 375),
+    classes: int = 10,
+    grain: bool = False,
+    vary: float = 0.1,
 ) -> None:
-    """Write `count` JPEGs (quality 90, 4:2:0) into class folders; sizes vary by a tenth, as in ImageNet's midst.
+    """Write `count` JPEGs (quality 90, 4:2:0) of `size` (width, height) into class folders.
 
+    vary: the share that each side may be longer or shorter; a tenth, as in ImageNet's midst.
     grain: add noise to the scaled photos, as a camera does.
     """
     pick = random.Random(0)
@@ -29,7 +35,7 @@ def make_photos(
         share = pick.uniform(0.6, 1.0)
         width, height = int(source.width * share), int(source.height * share)
         left, top = pick.randint(0, source.width - width), pick.randint(0, source.height - height)
-        wide = (round(size[0] * pick.uniform(0.9, 1.1)), round(size[1] * pick.uniform(0.9, 1.1)))
+        wide = (round(size[0] * pick.uniform(1 - vary, 1 + vary)), round(size[1] * pick.uniform(1 - vary, 1 + vary)))
         image = source.resize(wide, Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
         (grainy(image, noise) if grain else image).save(path, quality=90)
 

@@ -24,7 +24,7 @@ from typing import IO
 import numpy as np
 import reading_scale
 import torch
-from harness import Section, Setting, check_same, cpus, in_turn, inside, ratios, spread, times
+from harness import Section, Setting, check_same, check_same_numbers, cpus, in_turn, inside, ratios, spread, times
 from PIL import Image
 
 import latentmill
@@ -32,6 +32,7 @@ import latentmill
 HERE = Path(__file__).resolve().parent
 SIDE = reading_scale.SIDE
 GOAL = "5x the bare loop"
+SAME = 1e-6  # of the largest value
 Open = Callable[[str], str | IO[bytes]]
 
 
@@ -78,7 +79,8 @@ def speed(setting: Setting, samples: int) -> Section:
     make_dataset(setting.work, samples)
     section = Section(
         f"Reading {SIDE}x{SIDE} pictures and moments (8, 32, 32), {samples} samples, one thread, CPU time",
-        "pictures and moments of `load()` are those of Pillow and numpy, and the means are theirs normalised",
+        "pictures and moments of `load()` are those of Pillow and numpy; its means are theirs, its draws "
+        "mean + std * randn_like(std) of the same seed, all normalised",
         ("from", "posterior", "latentmill, us", "bare loop, us", "over ours", "loop with planes and draw, us",
          "over ours"),
     )  # fmt: skip
@@ -142,6 +144,19 @@ def check(work: Path, ending: str, samples: int, images: Open, latents: Open) ->
         mean = dataset.denormalize(dataset[number]["latent"])
         if not np.allclose(mean.numpy(), moments[: len(moments) // 2], atol=1e-6):
             check_same(mean.numpy(), moments[: len(moments) // 2], f"normalised {latent}")
+    check_draws(latentmill.load(work / f"latents{ending}", posterior="sample"), samples, latents)
+
+
+def check_draws(dataset: latentmill.LatentDataset, samples: int, latents: Open) -> None:
+    """Raises DifferentError unless a draw is that of PyTorch's generator, normalised."""
+    for number in range(samples):
+        _, name = names_of(number)
+        torch.manual_seed(number)
+        found = dataset.denormalize(dataset[number]["latent"])
+        torch.manual_seed(number)
+        mean, std = torch.from_numpy(np.load(latents(name))).chunk(2)
+        expected = mean + std * torch.randn_like(std)
+        check_same_numbers(found.numpy(), expected.numpy(), SAME, f"a draw of {name}")
 
 
 def opening(setting: Setting, rows: int) -> Section:
@@ -169,9 +184,10 @@ def opening(setting: Setting, rows: int) -> Section:
 def _opened(section: Section, setting: Setting, what: str, rows: int, *arguments: object) -> None:
     command = [sys.executable, str(HERE / "reading_scale.py"), *map(str, arguments)]
     found = []
-    for _ in range(min(setting.rounds, 3)):
+    for _ in range(min(setting.rounds, 2)):
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         found.append(json.loads(done.stdout))
+    section.rounds.add(len(found))
     if any(each["samples"] != rows for each in found):
         raise RuntimeError(f"{what}: not {rows} samples")
     last = found[-1]

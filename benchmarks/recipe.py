@@ -3,19 +3,17 @@
     python benchmarks/recipe.py [--photos 48] [--rounds 5] [--side 128] [--threads 2]
 
 Both in one process, in turn, with the same threads: the recipe from its first batch to its last commit; the forwards
-over the same batches as tensors that are ready, and reading and decoding each photo once. Random weights of the real
+over the same batches as tensors that are ready, with the allocator's buffers kept as the recipe keeps them, and
+reading and decoding each photo once. The forwards with PyTorch's own allocator are told too. Random weights of the real
 sizes cost the time of real ones: an SD-sized VAE, the packaged mini VAE, and a DINOv2 of small width. What the recipe
-stores is compared with the forwards, and with what a recipe of each output alone makes, before any time is told.
+stores is compared with the forwards, and with what a recipe of each output alone makes: a difference ends the run.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import os
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,11 +23,27 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from encoding import SD_VAE
+from encoding import BARE, KEPT, OURS, SAME, SD_VAE
+from harness import (
+    DifferentError,
+    Section,
+    Setting,
+    Took,
+    check_same_numbers,
+    in_turn,
+    inside,
+    judged,
+    ratios,
+    spread,
+    times,
+    walls,
+)
 from photos import make_photos
+from reference_loops import photos as jpegs
 from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
 
 from latentmill.decoding import decode
+from latentmill.encoders import heap
 from latentmill.encoders.vae import to_input
 from latentmill.outcome import Result
 from latentmill.recipe import Recipe
@@ -38,6 +52,8 @@ from latentmill.transforms.crop import CROPS
 
 CROP = "center-crop-dhariwal"
 BATCH = 8
+MOST_ROUNDS = 2  # in `make bench`
+GOAL = 1.10  # of the time of decoding and the forwards with buffers kept
 DINO = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6, "patch_size": 14, "image_size": 224}
 
 
@@ -105,42 +121,42 @@ def moments(vae: Any, batch: torch.Tensor) -> torch.Tensor:
     return torch.cat([posterior.mean, posterior.std], dim=1)
 
 
-def decoding_pass(files: list[Path]) -> float:
-    """Seconds to read and decode each photo once, in as many threads as the recipe loads with."""
-    start = time.perf_counter()
+def decoding_pass(files: list[Path]) -> None:
+    """Read and decode each photo once, in as many threads as the recipe loads with."""
     with ThreadPoolExecutor(usable_cores()) as pool:
         for _ in pool.map(lambda file: decode(file.read_bytes())[0].shape, files):
             pass
-    return time.perf_counter() - start
 
 
-def forwards(bare: dict[str, Bare], threads: int) -> dict[str, float]:
-    """Seconds of each model's forwards."""
-    seconds = {}
-    torch.set_num_threads(threads)
-    for name, each in bare.items():
-        start = time.perf_counter()
-        each.results()
-        seconds[name] = time.perf_counter() - start
-    return seconds
+def forwards(bare: dict[str, Bare], files: list[Path], kept: bool) -> Took:
+    """Each model's forwards in turn, and the decoding pass. kept: with the allocator set as latentmill sets it."""
+
+    def work() -> None:
+        for each in bare.values():
+            each.results()
+        decoding_pass(files)
+
+    if kept:
+        heap.keep_buffers()
+    try:
+        return inside(work)
+    finally:
+        heap.give_back()
 
 
-def run(photos: Path, dest: Path, chosen: dict[str, dict[str, Any]], threads: int) -> dict[str, Result]:
+def make(photos: Path, dest: Path, chosen: dict[str, dict[str, Any]], threads: int) -> dict[str, Result]:
     return Recipe(photos, chosen, dest, {"overwrite": True, "threads": threads}).run()
 
 
 def check_equal(work: Path, chosen: dict[str, dict[str, Any]], bare: dict[str, Bare], threads: int) -> None:
-    """Tell how far what is stored is from the forwards; exit where an output alone would have other bytes."""
+    """Raises DifferentError where stored numbers are not the forwards', or an output alone has other bytes."""
     for name, output in chosen.items():
-        run(work / "photos", work / "alone", {name: output}, threads)
+        make(work / "photos", work / "alone", {name: output}, threads)
         if digests(work / "out" / name) != digests(work / "alone" / name):
-            raise SystemExit(f"{name}: not the bytes that it has when it is made alone")
-    print("every output has the bytes that it has when it is made alone")
+            raise DifferentError(f"{name}: not the bytes that it has when it is made alone")
     for name, each in bare.items():
         stored = np.stack([np.load(file) for file in sorted((work / "out" / name).rglob("*.npy"))])
-        expected = each.results()
-        difference = np.abs(stored - expected).max() / np.abs(expected).max()
-        print(f"{name}: largest difference from the bare forwards {difference:.1e} of the largest value")
+        check_same_numbers(stored, each.results(), SAME, name)
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -149,8 +165,44 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
-def spread(values: list[float]) -> str:
-    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+def measured(work: Path, photos: int, side: int, threads: int, rounds: int) -> Section:
+    make_photos(work / "photos", photos, grain=True)
+    make_models(work)
+    chosen, files = outputs(work, side), jpegs(work / "photos")
+    make(work / "photos", work / "out", chosen, threads)
+    torch.set_num_threads(threads)
+    bare = bare_forwards(work, files, side, threads)
+    check_equal(work, chosen, bare, threads)
+
+    def ours() -> Took:
+        seconds: list[float] = []
+
+        def run() -> None:
+            seconds.append(make(work / "photos", work / "out", chosen, threads)["sd"].running_seconds)
+
+        cpu = inside(run).cpu
+        torch.set_num_threads(threads)
+        return Took(seconds[0], cpu)
+
+    programs = {BARE: lambda: forwards(bare, files, False), KEPT: lambda: forwards(bare, files, True), OURS: ours}
+    section = Section(
+        f"Recipe of pixels, two VAEs and a vision encoder: {photos} photos at {side}x{side}, {threads} threads",
+        f"every output has the bytes that it has alone, and differs from the forwards by at most {SAME:.0e} of the "
+        "largest value",
+        ("program", "seconds", "time over buffers kept", "goal"),
+    )
+    took = in_turn(programs, rounds)
+    for name, each in took.items():
+        over = ratios(walls(each), walls(took[KEPT]))
+        goal = judged(over, GOAL) if name == OURS else ""
+        section.add(name if name == OURS else f"decoding and {name}", spread(walls(each)), times(over), goal)
+    section.notes.append("the recipe: from its first batch to its last commit; crops, PNGs and writing are in it")
+    return section
+
+
+def run(setting: Setting) -> Section:
+    photos, rounds = setting.count(16, 8), min(setting.rounds, MOST_ROUNDS)
+    return measured(setting.folder("recipe"), photos, 128, setting.workers, rounds)
 
 
 def main() -> None:
@@ -161,26 +213,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=usable_cores(), help="of a forward")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        work = Path(name)
-        make_photos(work / "photos", options.photos)
-        make_models(work)
-        chosen = outputs(work, options.side)
-        files = sorted((work / "photos").rglob("*.jpg"))
-        run(work / "photos", work / "out", chosen, options.threads)
-        torch.set_num_threads(options.threads)
-        bare = bare_forwards(work, files, options.side, options.threads)
-        check_equal(work, chosen, bare, options.threads)
-        ours, theirs, ratios = [], [], []
-        for number in range(options.rounds):
-            seconds = forwards(bare, options.threads) | {"decoding": decoding_pass(files)}
-            theirs.append(sum(seconds.values()))
-            ours.append(run(work / "photos", work / "out", chosen, options.threads)["sd"].running_seconds)
-            ratios.append(ours[-1] / theirs[-1])
-            parts = ", ".join(f"{part} {value:.2f}" for part, value in seconds.items())
-            load = os.getloadavg()[0]
-            told = f"recipe {ours[-1]:.2f} s; {parts}: {theirs[-1]:.2f} s; ratio {ratios[-1]:.3f}, load {load:.1f}"
-            print(f"round {number}: {told}", flush=True)
-        print(f"recipe {spread(ours)} s, forwards and decoding {spread(theirs)} s, ratio {spread(ratios)}")
+        section = measured(Path(name), options.photos, options.side, options.threads, options.rounds)
+        print(section.markdown())
 
 
 if __name__ == "__main__":

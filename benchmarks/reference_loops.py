@@ -19,7 +19,8 @@ POOL_PROCESSES, POOL_LEVEL, POLL_SECONDS, POOL_BATCH = 4, 1, 0.1, 32
 
 
 def photos(source: Path) -> list[Path]:
-    return sorted(source.rglob("*.jpg"))
+    """In latentmill's order: by the relative path as text, which is not the order of Path."""
+    return sorted(source.rglob("*.jpg"), key=lambda path: path.relative_to(source).as_posix())
 
 
 def name(number: int) -> str:

@@ -33,10 +33,11 @@ PARTS = {
     "model": "modelled",
     "read": "reading",
     "encode": "encoding",
+    "recipe": "recipe",
     "text": "texts",
     "devices": "devices",
 }
-NOT_QUICK = ("devices",)
+NOT_QUICK = ("devices", "recipe")
 PACKAGES = ("latentmill", "numpy", "pillow", "simplejpeg", "zlib-ng", "torch", "diffusers", "transformers", "ray")
 
 
@@ -107,7 +108,8 @@ def heading(arguments: Sequence[str], rounds: int, before: tuple[float, float, f
         f"- versions: {', '.join(f'{name} {told}' for name in PACKAGES if (told := version_of(name)))}",
         f"- load average of 1, 5 and 15 minutes: {_loads(before)} before, {_loads(after)} after; the measured programs "
         "themselves count in it",
-        f"- medians of {rounds} rounds in turn, least and most in brackets; ratios are those of each round",
+        f"- medians of up to {rounds} rounds in turn, each section tells its own; least and most in brackets; "
+        "ratios are those of each round",
         f"- {seconds / 60:.0f} minutes in all",
         "",
     ]

@@ -181,6 +181,11 @@ class _Submitting(_Encoder):
         return lambda: self.order.append("end") or self.encode(samples)
 
 
+class _WarmingUp(_Encoder):
+    def warm_up(self, samples: Sequence[Sample]) -> None:
+        self.sizes.append(-len(samples))
+
+
 IMAGES: list[Array] = [np.zeros((32, 32, 3), np.uint8)]
 
 
@@ -188,6 +193,13 @@ def test_batches_that_do_not_fit_are_no_figure() -> None:
     found = measure_encode(_Encoder(fits=8), "x", "cpu", 1, IMAGES, 0.05)
     assert list(found.by_batch) == [1, 2, 4, 8]
     assert list(found.warm_up) == [1, 2, 4, 8, 16]
+
+
+def test_each_size_is_warmed_up_before_its_first_batch_and_not_again() -> None:
+    encoder = _WarmingUp(fits=2)
+    measure_encode(encoder, "x", "cpu", 1, IMAGES, 0.05)
+    assert encoder.sizes[:6] == [-1, 1, -2, 2, -4, 4]
+    assert min(encoder.sizes[6:]) > 0
 
 
 def test_an_image_that_fails_ends_the_benchmark() -> None:
@@ -324,6 +336,55 @@ def test_numbers_beyond_the_allowed_difference_are_found(benchmarks: None) -> No
     for wrong in (numbers + np.float32(1e-3), np.where(numbers > 3.9, np.nan, numbers), numbers[:-1]):
         with pytest.raises(DifferentError):
             check_same_numbers(wrong, numbers, 1e-5, "x")
+
+
+def test_fast_beyond_its_documented_levels_is_found(benchmarks: None, tmp_path: Path) -> None:
+    import converting
+    from harness import DifferentError
+    from PIL import Image
+
+    pixels = np.full((64, 64, 3), 100, np.uint8)
+    for name in ("exact", "fast"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(pixels).save(tmp_path / name / "img00000000.png")
+    assert converting.check_fast(tmp_path / "fast", tmp_path / "exact").most == 0
+    for changed, levels in ((1, 26), (64, 15)):  # values beyond the bound of all, and beyond that of 99.9 %
+        wrong = pixels.copy()
+        wrong.reshape(-1)[:changed] += levels
+        Image.fromarray(wrong).save(tmp_path / "fast" / "img00000000.png")
+        with pytest.raises(DifferentError, match=f"at most {levels}"):
+            converting.check_fast(tmp_path / "fast", tmp_path / "exact")
+
+
+def test_a_folder_of_the_users_own_is_read_alike_by_all(benchmarks: None, tmp_path: Path) -> None:
+    import converting
+    import harness
+
+    import latentmill
+
+    make_photos(tmp_path / "made", 4, side=40)
+    made = sorted((tmp_path / "made").rglob("*.jpg"))
+    for name, path in zip(("a/0.jpg", "a-b/0.jpg", "a.jpg", "b.png"), made, strict=True):
+        (target := tmp_path / "own" / name).parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+    (tmp_path / "work").mkdir()
+    setting = harness.Setting(tmp_path / "work" / "part", 1, True, 1, tmp_path / "own")
+    photos, count = converting.source_photos(setting)
+    assert count == 3
+    latentmill.convert(photos, tmp_path / "ours", resolution="32x32", transform="center-crop-dhariwal", num_workers=1)
+    harness.reference("sequential", photos, tmp_path / "theirs", 32)
+    converting.check_same_pngs(tmp_path / "ours", tmp_path / "theirs")
+
+
+def test_a_goal_tells_whether_it_is_met_and_a_section_its_rounds(benchmarks: None) -> None:
+    from harness import Section, Took, in_turn, judged
+
+    assert judged([1.0, 1.05, 9.0], 1.1) == "at most 1.1x: met"
+    assert judged([1.2, 1.2, 0.1], 1.1) == "at most 1.1x: MISSED"
+    section = Section("title", "nothing", ("program",))
+    in_turn({"one": lambda: Took(1.0, 1.0)}, 3)
+    section.add("one")
+    assert "- rounds: 3\n" in section.markdown()
 
 
 def test_the_reference_loops_give_what_the_crops_give(benchmarks: None, tmp_path: Path, photos: Path) -> None:

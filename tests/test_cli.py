@@ -84,6 +84,12 @@ def test_a_slip_of_the_pen_is_pointed_out(arguments: tuple[str, ...], said: str)
     assert "Traceback" not in run.stderr
 
 
+def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
+    failed = cli("convert", "--source", tmp_path / "[b]:cat:", "--dest", tmp_path / "out")
+    assert failed.returncode == 2
+    assert "[b]:cat:" in failed.stderr
+
+
 def test_the_summary_counts_what_may_surprise(tmp_path: Path) -> None:
     source = tmp_path / "photos"
     source.mkdir()

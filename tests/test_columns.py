@@ -263,3 +263,13 @@ def test_a_pickled_dataset_holds_no_columns(made: Path) -> None:
     data = pickle.dumps(dataset)
     assert key.encode() not in data
     assert pickle.loads(data).key(3) == key
+
+
+def test_a_worker_that_starts_after_an_update_says_so(data: Path) -> None:
+    pickled = pickle.dumps(latentmill.load(data / "z"))
+    first, *_ = sorted((data / "photos").rglob("*.jpg"))
+    make_photos(data / "other", 1, seed=9)
+    first.write_bytes(next((data / "other").rglob("*.jpg")).read_bytes())  # the same number of rows and bytes
+    api.encode(data / "photos", data / "z", model_url="fake", images=data / "x", **CROP)
+    with pytest.raises(SourceError, match="changed since the dataset was loaded"):
+        pickle.loads(pickled)

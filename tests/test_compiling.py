@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import latentmill
+from latentmill.bench.models import measure_encode
 from latentmill.encoders.models import resolve
 from latentmill.encoders.vae import VaeSpec
 from latentmill.errors import ConfigError, ModelError, SettingsChangedError
@@ -61,6 +62,67 @@ def test_each_shape_is_compiled_once_however_many_there_are() -> None:
     assert graphs() == 5
 
 
+class Shapes:
+    """A Family that keeps (N, H, W) of what is encoded."""
+
+    def __init__(self, encoder: Any) -> None:
+        self.seen: list[tuple[int, int, int]] = []
+        self._family, encoder._forward._family = encoder.family, self
+
+    def encode(self, vae: Any, batch: torch.Tensor) -> torch.Tensor:
+        count, _, height, width = batch.shape
+        self.seen.append((count, height, width))
+        return self._family.encode(vae, batch)
+
+    def taken(self) -> list[tuple[int, int, int]]:
+        seen, self.seen = self.seen, []
+        return seen
+
+
+def test_a_warm_up_stays_within_memory_and_leaves_nothing_to_compile() -> None:
+    """What is filled up counts as well: of 12 images five would fit, but five are computed as eight."""
+    fresh()
+    encoder = replace(COMPILED, seed=3).open()
+    shapes, limit = Shapes(encoder), 5 * 64 * 64
+    encoder._room = encoder._halving.limit = limit
+    for batch, expected in (
+        (samples(12, 64, 64), {(4, 64, 64)}),
+        (samples(9, 64, 64), {(4, 64, 64), (1, 64, 64)}),
+        (samples(3, 64, 64), {(4, 64, 64)}),
+        (samples(1, 32, 1024), {(1, 32, 512)}),
+    ):
+        encoder.warm_up(batch)
+        assert set(shapes.taken()) == expected
+        encoder.warm_up(batch)
+        assert not shapes.taken(), "it was warm"
+        compiled = graphs()
+        encoder.encode(batch)
+        ran = shapes.taken()
+        assert set(ran) == expected
+        assert graphs() == compiled
+        assert all(count * height * width <= limit for count, height, width in ran)
+
+
+def test_a_warm_up_that_does_not_fit_teaches_what_does() -> None:
+    fresh()
+    encoder = replace(COMPILED, seed=4).open()
+    shapes = Shapes(encoder)
+    encoder._room = encoder._halving.limit = None
+    whole = shapes._family.encode
+
+    def encode(vae: Any, batch: torch.Tensor) -> torch.Tensor:
+        if len(batch) > 2:
+            raise torch.OutOfMemoryError("not enough memory")
+        return whole(vae, batch)
+
+    shapes._family = type("Small", (), {"encode": staticmethod(encode)})
+    encoder.warm_up(samples(5, 16, 16))
+    assert shapes.taken() == [(8, 16, 16), (4, 16, 16), (2, 16, 16), (2, 16, 16), (1, 16, 16)]
+    results = encoder.encode(samples(5, 16, 16))
+    assert all(isinstance(result, Encoded) and result.notes == ("smaller-batch",) for result in results)
+    assert shapes.taken() == [(2, 16, 16), (2, 16, 16), (1, 16, 16)]
+
+
 def test_measuring_compiles_nothing() -> None:
     fresh()
     encoder = replace(COMPILED, seed=1).open()
@@ -70,15 +132,20 @@ def test_measuring_compiles_nothing() -> None:
     assert graphs() == 1
 
 
-def test_what_cannot_be_compiled_is_one_clear_line() -> None:
+@pytest.mark.parametrize("step", ["warm_up", "encode", "bench"])
+def test_what_cannot_be_compiled_is_one_clear_line(step: str) -> None:
     def broken(graph: Any, inputs: Any) -> Any:
         raise ValueError("no compiler is here")
 
     fresh()
-    encoder = replace(COMPILED, seed=2).open()
+    spec = replace(COMPILED, seed=2)
+    encoder = spec.open()
     encoder.vae.encoder.compile(backend=broken, dynamic=False)
     with pytest.raises(ModelError, match=r"cannot be compiled here: leave out --compile\. .*no compiler is here"):
-        encoder.warm_up(samples(2, 16, 16))
+        if step == "bench":
+            measure_encode(spec, "tiny", "cpu", 1, [np.zeros((16, 16, 3), np.uint8)], 0.1)
+        else:
+            getattr(encoder, step)(samples(2, 16, 16))
 
 
 def test_channels_last_is_near() -> None:

@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 from latentmill.errors import ConfigError
+from latentmill.formats.payload import png_bytes
 from latentmill.transforms import resample, resample_native
-from latentmill.transforms.resample import halve, mirrored, planes, resize
+from latentmill.transforms.resample import draw, halve, mirrored, planes, resize, stored_planes
 from support import cli, make_photos
 
 with contextlib.suppress(ImportError):
@@ -151,6 +152,38 @@ def test_planes_and_mirrors(implementation: str) -> None:
         assert mirrored(again).flags.c_contiguous
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 21845), (2, 21845), (3, 43690), (65535, 1), (90, 256), (256, 256)])
+def test_planes_of_stored_blocks(implementation: str, size: tuple[int, int]) -> None:
+    """Rows that end with a block, or are divided by one or several; a block's header or a filter that is another."""
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    blocks = memoryview(bytearray(png_bytes(pixels)[43:-20]))
+    found = stored_planes(blocks, size)
+    assert found is not None
+    assert np.array_equal(found, pixels.transpose(2, 0, 1))
+    row, block = 1 + 3 * size[1], 0xFFFF
+    starts = range(0, size[0] * row, block)
+    wrong = [start // block * (block + 5) + byte for start in starts for byte in range(5)]
+    wrong += [at // block * (block + 5) + 5 + at % block for at in (0, (size[0] - 1) * row)]
+    for at in wrong:
+        blocks[at] ^= 4
+        assert stored_planes(blocks, size) is None
+        blocks[at] ^= 4
+    for other in (blocks[:-1], blocks[:0], memoryview(bytes(blocks) + b"0")):
+        with pytest.raises(ValueError, match="blocks"):
+            stored_planes(other, size)
+
+
+def test_a_draw_is_each_step_in_float32(implementation: str) -> None:
+    numbers = np.random.default_rng(0)
+    for channels in range(1, 40):
+        moments = numbers.standard_normal((2 * channels, 3, 7), np.float32)
+        z = numbers.standard_normal((channels, 3, 7), np.float32)
+        mean, deviation = moments[:channels], moments[channels:]
+        expected = (mean + deviation * z - np.float32(0.1159)) * np.float32(0.3611)
+        draw(moments, z, 0.1159, 0.3611)
+        assert np.array_equal(z, expected)
+
+
 def test_filters_that_are_not_compiled_are_pillows() -> None:
     pixels = picture(np.random.default_rng(2), 40, 30)
     for method in (Image.Resampling.NEAREST, Image.Resampling.HAMMING):
@@ -249,6 +282,13 @@ def test_the_compiled_one_refuses_what_it_is_not_made_for() -> None:
             _resample.resize(bad, out, (), tables[1], tables[2], False, 0, 0)
     with pytest.raises((ValueError, BufferError)):
         _resample.planes(pixels, out)
+    for bad in (np.zeros((3, 5, 6), np.int16), np.zeros((4, 5, 6), np.uint8), np.zeros((3, 0, 6), np.uint8), b"x"):
+        with pytest.raises((ValueError, BufferError)):
+            _resample.stored_planes(bytes(100), bad)
+    z = np.zeros(6, np.float32)
+    for bad in (z, np.zeros(12, np.float64), np.zeros(12, np.int32), np.zeros(24, np.float32)[::2]):
+        with pytest.raises((ValueError, BufferError)):
+            _resample.draw(bad, z, 0.0, 1.0)
 
 
 def chosen(value: str) -> subprocess.CompletedProcess[str]:

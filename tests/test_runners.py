@@ -203,6 +203,13 @@ class KillingEncoder(FakeSpec):
         return super().encode(samples)
 
 
+class KillingWarmUp(KillingEncoder):
+    """Ends its process in every warm-up, too."""
+
+    def warm_up(self, samples: Sequence[Sample]) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def rejects(task: Task) -> dict[str, list[str]]:
     rows = [row for entry in outcome_rows(task) for row in entry[1:]]
     return {row["key"]: row["reject"] for row in rows if "reject" in row}  # type: ignore[call-overload, index]
@@ -255,14 +262,24 @@ def test_a_sample_that_kills_the_encoder_is_found_within_its_batch(photos: Path,
 
 
 @pytest.mark.usefixtures("forked")
+@pytest.mark.parametrize("culprits", [(), (1,)])
+def test_a_warm_up_that_kills_is_blamed_on_no_photo(photos: Path, tmp_path: Path, culprits: tuple[int, ...]) -> None:
+    encoder = KillingWarmUp().at(*culprits)
+    task = task_for(photos, tmp_path / "lat", tmp_path / "img", encoder=encoder, batch_size=4)
+    run(task, range(3), 2, lambda event: None)
+    assert list(rejects(task)) == [f"c0/photo{number:05d}.jpg" for number in culprits]
+    assert sum("files" in row for entry in outcome_rows(task) for row in entry[1:]) == 12 - len(culprits)  # type: ignore[operator]
+
+
+@pytest.mark.usefixtures("forked")
 def test_when_every_photo_kills_the_job_ends_with_one_error(photos: Path, tmp_path: Path) -> None:
     for name, broken in (
         ("load", {"load": killing(dict.fromkeys(range(12), signal.SIGKILL))}),
         ("encode", {"encoder": KillingEncoder().at(*range(12))}),
     ):
-        task = task_for(photos, tmp_path / name / "out", tmp_path / name / "img", **broken, batch_size=4)
+        task = task_for(photos, tmp_path / name / "out", tmp_path / name / "img", **broken, shard_size=6, batch_size=4)
         with pytest.raises(LatentmillError, match="5 images in a row ended their worker process") as caught:
-            run(task, range(3), 2, lambda event: None)
+            run(task, range(2), 2, lambda event: None)
         assert "Use fewer" in str(caught.value)
         assert task.parts[0].plan.done() == []
     assert not multiprocessing.active_children()
@@ -370,3 +387,95 @@ def test_where_there_is_room_for_fewer_workers_they_do_it_all(photos: Path, tmp_
     task = task_for(photos, tmp_path / "lat", tmp_path / "img", encoder=encoder)
     run(task, range(3), 3, lambda event: None)
     assert task.parts[0].plan.done() == [0, 1, 2]
+
+
+@pytest.mark.usefixtures("forked")
+def test_a_death_while_a_shard_is_committed_is_no_photos_and_leaves_no_stray(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(task_for(photos, tmp_path / "calm"), range(3), 1, lambda event: None)
+    task = task_for(photos, tmp_path / "out")
+    commit, deaths = Plan.commit, tmp_path / "deaths"
+    deaths.mkdir()
+
+    def die_thrice(plan: Plan, report: ShardReport, outcomes: list[Outcome]) -> None:
+        """After the files have taken their places, before the ledger entry."""
+        if report.shard == 0 and (count := len(list(deaths.iterdir()))) < 3:
+            (deaths / str(count)).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        commit(plan, report, outcomes)
+
+    monkeypatch.setattr(Plan, "commit", die_thrice)
+    run(task, range(3), 2, lambda event: None)
+    assert len(list(deaths.iterdir())) == 3
+    assert rejects(task) == {}
+    assert contents(tmp_path / "out", data_only=True).keys() == contents(tmp_path / "calm", data_only=True).keys()
+
+
+@pytest.mark.usefixtures("forked")
+def test_commits_that_always_kill_end_the_job(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Plan, "commit", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(LatentmillError, match="no image is to blame"):
+        run(task_for(photos, tmp_path / "out"), range(3), 2, lambda event: None)
+
+
+@pytest.mark.usefixtures("forked")
+def test_one_unit_of_a_job_with_several_workers_is_not_run_in_the_caller(photos: Path, tmp_path: Path) -> None:
+    task = task_for(photos, tmp_path / "out", load=killing({5: signal.SIGKILL}))
+    run(task, [1], 2, lambda event: None)
+    assert list(rejects(task)) == ["c0/photo00005.jpg"]
+    settings = {"resolution": "32x32", "transform": "center-crop", "num_workers": 2, "batch_size": 12}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ImageLoad, "__call__", killing({5: signal.SIGKILL}).__class__.__call__)
+        patch.setattr(ImageLoad, "at", {5: signal.SIGKILL}, raising=False)
+
+
+class Greedy(ImageLoad):
+    """Has room for the first photo only where no other process is at work. The folder `busy` is of those that are."""
+
+    def __call__(self, ref: SampleRef, decoded: Decoded) -> Sample | None:
+        here: Path = self.__dict__["busy"]
+        own = here / str(os.getpid())
+        own.touch()
+        if ref.index == 0 and wait_until(lambda: any(map(running, self._others(own))), 0.3):
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.1)
+        own.unlink()
+        return super().__call__(ref, decoded)
+
+    @staticmethod
+    def _others(own: Path) -> list[int]:
+        return [int(other.name) for other in own.parent.iterdir() if other != own]
+
+
+@pytest.mark.usefixtures("forked")
+def test_a_photo_that_only_wants_the_memory_for_itself_is_stored(photos: Path, tmp_path: Path) -> None:
+    load = Greedy(*LOAD)
+    load.__dict__["busy"] = tmp_path / "busy"
+    (tmp_path / "busy").mkdir()
+    task = task_for(photos, tmp_path / "out", load=load, load_threads=0)
+    run(task, range(3), 2, lambda event: None)
+    assert len(list((tmp_path / "busy").iterdir())) == 1, "it never killed"
+    assert rejects(task) == {}
+    assert task.parts[0].plan.done() == [0, 1, 2]
+
+
+class Scripted:
+    """A crew of one that has no processes: what its workers tell is written down, order by order."""
+
+    def __init__(self, *told: Sequence[Message | Death]) -> None:
+        self.told, self.started = list(told), 0
+        self.orders: list[Order | None] = []
+
+    def start(self) -> int:
+        self.started += 1
+        return self.started
+
+    def wait(self) -> list[tuple[int, Message | Death]]:
+        return [(self.started, message) for message in (Ask(waits=True), *self.told.pop(0))]
+
+    def answer(self, worker: int, order: Order | None) -> None:
+        self.orders.append(order)
+
+    def close(self) -> None:
+        """Nothing is to be ended."""

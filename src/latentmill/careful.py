@@ -2,7 +2,7 @@
 
 A process that is killed tells nothing, so what it was about to do is told beforehand, and kept elsewhere. A death while
 an image is loaded, encoded alone or written is that image's; one while a batch is encoded makes the batch a suspect,
-whose samples are encoded alone the next time.
+whose samples are encoded alone the next time; one while a shard is committed is no image's.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ Item = TypeVar("Item", bound=Sample | Outcome)
 
 @dataclass(frozen=True)
 class Doing:
-    """What a worker is about to do. samples: those it is done to, first the one that `key` names."""
+    """What a worker is about to do. samples: those it is done to, first the one that `key` names; none of a commit."""
 
-    what: Literal["load", "batch", "alone", "write"]
+    what: Literal["load", "batch", "alone", "write", "commit"]
     samples: tuple[Named, ...]
     key: str
 
@@ -88,6 +88,10 @@ class Care:
             if isinstance(item, Sample):
                 self.announce(Doing("write", ((part, item.ref.index),), item.ref.key))
             yield item
+
+    def committing(self) -> None:
+        """Every image of a shard is written: from here on, a death is none of theirs."""
+        self.announce(Doing("commit", (), ""))
 
 
 class Inline:

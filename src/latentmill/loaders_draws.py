@@ -33,9 +33,9 @@ class Draws:
         if not self.sampled:
             return self._normalised(mean, np.empty_like(mean))
         noise = torch.randn(std.shape)
-        z, affine = noise.numpy(), self.affine
-        if isinstance(affine.shift, float) and isinstance(affine.scale, float) and self._plain and stored.flags.c_contiguous:
-            draw(stored, z, affine.shift, affine.scale)
+        z, shift, scale = noise.numpy(), self.affine.shift, self.affine.scale
+        if self._plain and isinstance(shift, float) and isinstance(scale, float) and stored.flags.c_contiguous:
+            draw(stored, z, shift, scale)
             return noise
         np.multiply(std, z, out=z)
         np.add(mean, z, out=z)

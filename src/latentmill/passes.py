@@ -211,7 +211,7 @@ def _execute(jobs: Sequence[tuple[Job, Begun]], run: Runner) -> float:
     started = time.monotonic()
     jobs_left = [job for job, _, _ in left]
     task = Task(parts, max(job.load_threads for job in jobs_left), _devices(jobs_left), not apart)
-    run(task, units, min(workers, len(units)), emit)
+    run(task, units, workers, emit)
     _check_done([begun for _, begun, _ in left])
     return time.monotonic() - started
 

@@ -60,6 +60,8 @@ class SharedImage:
             sample = self._load(part.load, ref, data)
         except SampleError as error:
             return Outcome(ref, found, stage=error.stage, reason=error.reason)
+        except MemoryError:
+            return Outcome(ref, found, stage="memory", reason="there is too little memory to decode and transform it")
         if sample is None:
             return Outcome(ref, found, skipped=True)
         return replace(sample, ref=ref, digest=found)

@@ -3,7 +3,7 @@
 Loading runs ahead in threads, writing and committing behind in one thread, so that the three overlap and memory is
 bounded. An image that several jobs want is read once, and decoded once for each way of decoding. On success every
 image is stored, skipped or rejected, and its shard's ledger says which. On any other failure, or when the run is
-cancelled, the shards that are not committed leave nothing behind.
+cancelled, the shards that are not committed leave nothing behind; what a killed worker leaves, the next run removes.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ class _Run:
         if encoder is None or not samples:
             return [], list
         _set_threads(self.task.parts[shard.part].encoder)
-        if isinstance(encoder, WarmingUp):
+        if isinstance(encoder, WarmingUp) and not self.care:  # in care, `encode` prepares, once it is announced
             with shard.clock.time("warm-up"):
                 encoder.warm_up(samples)
         with shard.clock.time("encode"):
@@ -227,13 +227,24 @@ class _Run:
         self.emit(shard.part, Progress(len(settled), rejected, skipped, shard.number))
 
     def _commit(self, shard: _Shard) -> None:
+        if self.care:
+            self.care.committing()
         with shard.clock.time("commit"):
+            self._remove_strays(shard)
             for sink in shard.sinks.values():
                 sink.commit()
                 self.uncommitted.remove(sink)
         report = _report(shard)
         self.task.parts[shard.part].plan.commit(report, shard.outcomes)
         self.emit(shard.part, report)
+
+    def _remove_strays(self, shard: _Shard) -> None:
+        """Remove what a run that was cut off before its ledger entry published of images that are left out now."""
+        part = self.task.parts[shard.part]
+        left_out = [o.ref for o in shard.outcomes if (o.stage or o.skipped) and not (o.ref.fault or o.ref.skip)]
+        for output in part.outputs:
+            for ref in left_out:
+                output.container.remove(output.layout.name(ref.index, ref.key), part.plan.publish)
 
     def close(self) -> None:
         """Stop, and remove what is not committed."""

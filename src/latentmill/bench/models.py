@@ -17,7 +17,7 @@ from latentmill.bench.figures import Figure
 from latentmill.config import CaptionSettings
 from latentmill.errors import ModelError, SampleError
 from latentmill.records import SMALLER_BATCH, TILED, Array, Encoded, Sample, SampleRef
-from latentmill.stages import Encoder, EncoderSpec
+from latentmill.stages import Encoder, EncoderSpec, WarmingUp
 
 if TYPE_CHECKING:
     from latentmill.encoders.text import TextSpec
@@ -32,7 +32,7 @@ _COCO_WORDS = (7, 15)  # of most captions of COCO
 
 @dataclass(frozen=True)
 class EncodeFigures:
-    """seconds of wall an image, by batch size, warm. warm_up: seconds of each size's first batch.
+    """seconds of wall an image, by batch size, warm. warm_up: seconds of each size's first batch, compiling included.
 
     batch_size: the smallest that is about as fast as any.
     """
@@ -107,6 +107,8 @@ def measure_encode(
 
 
 def _into(results: list[Encoded | SampleError], encoder: Encoder, batch: list[Sample]) -> None:
+    if isinstance(encoder, WarmingUp):
+        encoder.warm_up(batch)
     results.extend(encoder.encode(batch))
 
 

@@ -25,7 +25,7 @@ _TEXTS = (
 class Halving(Generic[T]):
     """How large a batch may be, learnt from those that did not fit.
 
-    what: one item, as a person calls it. cost: what a batch takes, an integer that each further item raises; by
+    what: one item, as a person calls it. cost: what a batch takes, an integer that no further item lowers; by
     default their number. limit: the largest cost that is still tried; None while everything fitted.
     """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -104,7 +105,7 @@ class VaeEncoder:
             compile_module(self.vae.encoder, spec.backend)
         self._warm: set[tuple[int, ...]] = set()
         self._forwards = threading.Lock()
-        self._halving: Halving[Sample] = Halving("image", cost=_pixels)
+        self._halving: Halving[Sample] = Halving("image", cost=_even_pixels if spec.compile else _pixels)
         self._room = self._halving.limit = _room(self.family, self.vae, self.device)
         self._worked = False  # whether an image has fitted
         if self.device.type == "cpu":
@@ -137,10 +138,15 @@ class VaeEncoder:
 
     def submit(self, samples: Sequence[Sample]) -> Results:
         """As `encode`, in two steps; see `stages.Submitting`."""
-        with self._forwards:
+        computed = self._begun(samples)
+        return lambda: [self._mended(sample, each) for sample, each in zip(samples, computed, strict=True)]
+
+    def _begun(self, samples: Sequence[Sample]) -> list[_Computed]:
+        """Moments of one batch under way. Raises ModelError, also where a shape cannot be compiled."""
+        with self._forwards, compile_errors(self.spec.model.info.name) if self.spec.compile else nullcontext():
             computed = self._fitting(self._forward, samples)
         heap.bound_kept()
-        return lambda: [self._mended(sample, each) for sample, each in zip(samples, computed, strict=True)]
+        return computed
 
     def trial(self, samples: Sequence[Sample]) -> list[Encoded | SampleError]:
         """As `encode`, but never compiled: to measure by, with shapes that are not those of the work."""
@@ -150,14 +156,24 @@ class VaeEncoder:
             return self.encode(samples)
 
     def warm_up(self, samples: Sequence[Sample]) -> None:
-        """Compile for the shape of this batch, unless that was done before. Raises ModelError where it cannot be."""
-        shape = (even(len(samples)), *samples[0].array.shape)
-        if not self.spec.compile or shape in self._warm:
+        """Compile for the shapes that this batch is computed in, unless that was done before. Raises ModelError.
+
+        The batch is computed as it will be, in smaller ones or tiles where memory asks for it, and thrown away.
+        """
+        if not self.spec.compile or self._shapes(samples) in self._warm:
             return
-        self._warm.add(shape)
-        arrays = [sample.array for sample in samples]
-        with self._forwards, compile_errors(self.spec.model.info.name):
-            unless_out_of_memory(lambda: self._forward(arrays)())
+        for each in self._begun(samples):
+            if not isinstance(each, SampleError):
+                wait, _ = each
+                wait()
+        self._warm.add(self._shapes(samples))  # by the limit as it is now: this batch may have lowered it
+
+    def _shapes(self, samples: Sequence[Sample]) -> tuple[int, ...]:
+        """Equal for batches that are computed in the same shapes."""
+        count, shape, limit = len(samples), samples[0].array.shape, self._halving.limit
+        if limit is None or _even_pixels(samples) <= limit:
+            return (even(count), *shape)
+        return (limit, count, *shape)
 
     def _mended(self, sample: Sample, computed: _Computed) -> Encoded | SampleError:
         """The result of one image, computed again in float32 where half precision overflowed."""
@@ -325,6 +341,11 @@ def channel_sums(values: Array, std: Array) -> tuple[float, ...]:
 
 def _pixels(samples: Sequence[Sample]) -> int:
     return sum(sample.array.shape[0] * sample.array.shape[1] for sample in samples)
+
+
+def _even_pixels(samples: Sequence[Sample]) -> int:
+    """Of the batch that is computed where batches are even: see `Forward`."""
+    return even(len(samples)) * _pixels(samples[:1])
 
 
 def _room(family: Family, vae: Vae, device: torch.device) -> int | None:

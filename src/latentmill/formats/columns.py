@@ -127,7 +127,7 @@ class Columns:
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self._reopen is not None:
-            return mapped_columns, self._reopen
+            return _mapped_again, (self._reopen, self.index_digest, self._crc)
         return Columns, (bytes(self._data), self._where)
 
     def __len__(self) -> int:
@@ -260,6 +260,14 @@ def mapped_columns(path: Path, start: int, size: int, where: str, check: bool = 
         if check:
             file.seek(start)
             columns.check(file)
+    return columns
+
+
+def _mapped_again(place: tuple[Path, int, int, str], index_digest: str, crc: str) -> Columns:
+    """In another process, the columns that were pickled. Raises SourceError where others lie there by now."""
+    columns = mapped_columns(*place)
+    if (columns.index_digest, columns._crc) != (index_digest, crc):
+        raise SourceError(f"{place[3]} changed since the dataset was loaded: load it again")
     return columns
 
 

@@ -80,6 +80,12 @@ class FolderContainer:
         """A sink for a shard; `publish`: a folder under `path` to publish into instead of `path` itself."""
         return _FolderSink(self.path / publish, self.work / "stage" / f"{shard:08d}-{process_name()}")
 
+    def remove(self, name: str, publish: str = "") -> None:
+        """Remove a file that was published, if it is there."""
+        file = self.path / publish / name
+        with write_errors(file):
+            file.unlink(missing_ok=True)
+
     def exists(self) -> bool:
         return self.path.is_dir() and any(self.path.iterdir())
 
@@ -110,6 +116,9 @@ class ZipContainer:
     def sink(self, shard: int, publish: str = "", alone: bool = False) -> ShardSink:
         """A sink for a shard. alone: no other process writes shards of this zip."""
         return ZipSink(self._growing, shard, alone)
+
+    def remove(self, name: str, publish: str = "") -> None:
+        """Nothing to remove: what a shard publishes replaces all that it published before."""
 
     def exists(self) -> bool:
         return self.path.exists()

@@ -72,7 +72,7 @@ class Reader:
             return self._fill_from_zip(name, place, buffers)
         handle = os.open(self._prefix + name, _OPEN)
         try:
-            return os.preadv(handle, buffers, 0) == place.size
+            return os.fstat(handle).st_size == place.size == os.preadv(handle, buffers, 0)
         finally:
             os.close(handle)
 

@@ -29,13 +29,15 @@ _PR_SET_PDEATHSIG = 1
 
 
 def run_local(task: Task, units: Sequence[Unit], workers: int, emit: Emit) -> None:
-    """Run `units` with `workers` processes (1: this one). Raises the first failure of any of them.
+    """Run `units` with at most `workers` processes (1: this one). Raises the first failure of any of them.
 
-    A process that dies is replaced (see `scheduler`); in this process, an image that kills it kills the job.
+    A process that dies is replaced (see `scheduler`); in this process, an image that kills it kills the job: a job that
+    asked for several has none of its units run here, be there only one of them.
     """
     if workers <= 1:
         run_units(task, units, emit)
         return
+    workers = min(workers, len(units))
     schedule(task, units, workers, emit, _Processes(task.shared(workers), workers))
 
 

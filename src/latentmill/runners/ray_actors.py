@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -29,16 +30,17 @@ from latentmill.worker import Emit, Task, Unit
 _POLL_SECONDS = 1.0
 _SETTLED_SECONDS = 5.0
 _START_SECONDS = 600.0  # a cluster may start a machine first
-_INSTALLED = "latentmill, and the packages of what a recipe names, must be installed on every node"
+_INSTALLED = "The same latentmill, and the packages of what a recipe names, must be installed on every node"
 _SEEN_SECONDS = 10.0  # a network file system shows new files late
 
 
 def run_ray(task: Task, units: Sequence[Unit], workers: int, emit: Emit, address: str | None = None) -> None:
-    """Run `units` with so many actors: of one GPU each, or of one core or an encoder's threads.
+    """Run `units` with at most so many actors: of one GPU each, or of one core or an encoder's threads.
 
     address: of the cluster; None takes RAY_ADDRESS, else starts one on this machine. An actor that dies is replaced,
     and so is one whose node is lost. Raises the first failure of any of them.
     """
+    workers = min(workers, len(units))
     connect(address)
     try:
         schedule(task, units, workers, emit, _Actors(task, workers, address))
@@ -54,6 +56,7 @@ class _Actors:
 
         self.actors: dict[int, Any] = {}
         self.polls: dict[Any, int] = {}
+        self.works: dict[Any, int] = {}  # calls of `work`, which last as long as their actors have work
         self.nodes: dict[int, str] = {}  # of those that have told anything
         self.started, self.heard = 0, time.monotonic()
         gpus = float(any(device.startswith("cuda") for device in task.devices))
@@ -71,7 +74,7 @@ class _Actors:
     def start(self) -> int:
         self.started += 1
         actor = self.kind.remote(*self.arguments)
-        actor.work.remote()
+        self.works[actor.work.remote()] = self.started
         self.actors[self.started] = actor
         self._poll(self.started)
         return self.started
@@ -82,16 +85,18 @@ class _Actors:
     def wait(self) -> list[tuple[int, Message | Death]]:
         import ray
 
-        ready, _ = ray.wait(list(self.polls), num_returns=1, timeout=_POLL_SECONDS)
+        calls = [*self.polls, *self.works]
+        ready, _ = ray.wait(calls, num_returns=1, timeout=_POLL_SECONDS)
         if ready:
             self.heard = time.monotonic()
-            ready, _ = ray.wait(list(self.polls), num_returns=len(self.polls), timeout=0)
+            ready, _ = ray.wait(calls, num_returns=len(calls), timeout=0)
         elif not self.nodes and time.monotonic() - self.heard > _START_SECONDS:
             raise LatentmillError(
                 f"no machine of the Ray cluster had room for a worker ({self.needs} each) in "
                 f"{_START_SECONDS / 60:.0f} minutes. Run the same command again when it has"
             )
-        return [found for poll in ready for found in self._received(poll)]
+        polled = [found for call in ready if call in self.polls for found in self._received(call)]
+        return polled + [found for call in ready if call in self.works for found in self._ended(call)]
 
     def _received(self, poll: Any) -> Iterator[tuple[int, Message | Death]]:
         import ray
@@ -109,6 +114,28 @@ class _Actors:
         self._poll(number)
         for message in messages:
             yield number, message
+
+    def _ended(self, call: Any) -> Iterator[tuple[int, Death]]:
+        """The end of a call of `work`: by an error it is a death; of an actor that is gone, its `poll` tells."""
+        import ray
+
+        number = self.works.pop(call)
+        try:
+            ray.get(call)
+        except ray.exceptions.RayTaskError as error:
+            if number in self.actors:
+                self._forget(number)
+                yield number, Death(f"its work ended with an error ({_last_line(error)})")
+        except ray.exceptions.RayActorError:
+            return
+
+    def _forget(self, number: int) -> None:
+        import ray
+
+        self.polls = {poll: other for poll, other in self.polls.items() if other != number}
+        self.nodes.pop(number, None)
+        with suppress(ray.exceptions.RayError):
+            ray.kill(self.actors.pop(number))
 
     def _death(self, number: int, error: Exception) -> Death:
         import ray
@@ -190,10 +217,13 @@ class Actor:
             check_shared(task, self.driver)
         except LatentmillError as error:
             self.send(Failed(error))
-        except ImportError as error:
+        except (ImportError, AttributeError) as error:
             self.send(
                 Failed(LatentmillError(f"{socket.gethostname()} lacks what the driver has: {error}. {_INSTALLED}"))
             )
+        except Exception as error:  # noqa: BLE001 - the driver must hear of it, whatever it is
+            text = "".join(traceback.format_exception(error))
+            self.send(Failed(RuntimeError(f"a worker on {socket.gethostname()} failed before it began:\n{text}")))
         else:
             work(task, self)
 

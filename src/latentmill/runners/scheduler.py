@@ -1,8 +1,8 @@
 """Who runs which unit: workers ask and are given; what one that died has not committed is given out again.
 
-A unit whose worker died is run again by itself; when it kills again, with care (see `careful`), so that the sample that
-kills is found and rejected, and the rest is done. A death that is not the work's (a machine was lost) blames nobody.
-Deaths that lead nowhere end the run with one error.
+A unit whose worker died is run again by itself: last, while all other workers wait. When it kills again, it is run with
+care (see `careful`), so that the sample that kills is found and rejected, and the rest is done. A death that is not the
+work's (a machine was lost) blames nobody. Deaths that lead nowhere end the run with one error.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from latentmill.worker import Emit, Task, Unit
 _IN_A_ROW = 5  # images that kill, with none between that does not: then it is hardly theirs
 _BATCHES = 3  # of one order, that kill though none of their samples does
 _LOST = 8  # machines that were lost with one order: then it may be to blame
-_UNEXPLAINED = 3  # deaths of one order with care, before any image was touched
+_UNEXPLAINED = 3  # deaths of one order with care, while no image was touched
 _ShardOf = tuple[int, int]  # part and number
 
 
@@ -86,6 +86,7 @@ class _Schedule:
     def __init__(self, task: Task, units: Sequence[Unit], emit: Emit, crew: Crew) -> None:
         self.task, self.crew = task, crew
         self.pending = deque(_Work(unit) for unit in units)
+        self.apart: deque[_Work] = deque()  # what is run by itself, once there is nothing else
         self.left = {shard for work in self.pending for shard in work.shards}
         self.held: dict[int, list[_Work]] = {}
         self.new: set[int] = set()  # workers that have not asked yet
@@ -100,7 +101,9 @@ class _Schedule:
             for worker, message in self.crew.wait():
                 self._take(worker, message)
             while self.pending and self.waiting:
-                self._give(self.waiting.pop(0))
+                self._give(self.waiting.pop(0), self.pending)
+            if self.apart and self.waiting and not any(self.held.values()):
+                self._give(self.waiting.pop(0), self.apart)
         for worker in self.waiting:
             self.crew.answer(worker, None)
 
@@ -114,7 +117,7 @@ class _Schedule:
             self.new.discard(worker)
             self._asked(worker, message)
         elif isinstance(message, Told):
-            self._told(message)
+            self._told(worker, message)
         elif isinstance(message, Doing):
             self._announced(self.held[worker][-1], message)
         elif isinstance(message, Failed):
@@ -127,28 +130,29 @@ class _Schedule:
             self.left -= {shard for work in self.held[worker] for shard in work.shards}  # as it says
             self.held[worker] = []
             self.waiting.append(worker)
-        elif self.pending and not self.pending[0].alone:
-            self._give(worker)
+        elif self.pending:
+            self._give(worker, self.pending)
         else:
             self.crew.answer(worker, None)
 
-    def _give(self, worker: int) -> None:
-        work = self.pending.popleft()
+    def _give(self, worker: int, queue: deque[_Work]) -> None:
+        work = queue.popleft()
         self.held[worker].append(work)
         self.crew.answer(worker, work.order)
 
-    def _told(self, told: Told) -> None:
+    def _told(self, worker: int, told: Told) -> None:
         if isinstance(told.event, ShardReport):
             self.left.discard((told.part, told.event.shard))
             self.counts.committed(told.part, told.event)
             return
-        if told.event.done > told.event.rejected + told.event.skipped:
+        stored = told.event.done > told.event.rejected + told.event.skipped
+        if stored and any(work.findings is not None for work in self.held[worker]):
             self.rows = dict.fromkeys(self.rows, 0)
         self.counts.add(told.part, told.event)
 
     def _announced(self, work: _Work, doing: Doing) -> None:
         before, work.doing = work.doing, doing
-        if before is not None and (passed := (before.what, before.samples[0])) not in work.passed:
+        if before is not None and before.samples and (passed := (before.what, before.samples[0])) not in work.passed:
             work.passed.add(passed)
             self.rows[_row(before)] = 0
 
@@ -169,7 +173,7 @@ class _Schedule:
             if death.blamed or work.lost > _LOST:
                 self._blame(work, death)
             work.doing = None
-            self.pending.appendleft(work)
+            (self.apart if work.alone else self.pending).appendleft(work)
         if self.left:
             self._start()
 
@@ -196,12 +200,12 @@ class _Schedule:
         )
 
     def _blame(self, work: _Work, death: Death) -> None:
-        """Once more by itself, then with care, then with what the last death has told."""
+        """Once more by itself, then with care, then with what the last death has told; a commit's tells nothing."""
         if not work.alone:
             work.alone = True
         elif work.findings is None:
             work.findings = Findings()
-        elif work.doing is None:
+        elif work.doing is None or not work.doing.samples:
             work.unexplained += 1
             if work.unexplained == _UNEXPLAINED:
                 raise LatentmillError(
@@ -230,9 +234,10 @@ class _Schedule:
                 "to go on"
             )
         for part in {part for part, _ in doing.samples}:
-            found = sum(culprit == part for culprit, _ in work.findings.culprits)
-            if work.unit[part]:
-                self.counts.expect(part, work.unit[part][0], found)
+            plan = self.task.parts[part].plan
+            left = {(part, ref.index) for shard in work.unit[part] for ref in plan.refs(shard)}
+            if left:
+                self.counts.expect(part, work.unit[part][0], len(left & work.findings.culprits.keys()))
 
 
 def _row(doing: Doing) -> str:

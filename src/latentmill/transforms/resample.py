@@ -56,8 +56,8 @@ def planes(pixels: Array) -> Array:
 def stored_planes(blocks: memoryview, size: Size) -> Array | None:
     """The stored blocks of a PNG's rows (RFC 1951, 3.2.4) -> uint8 (3, height, width), of memory of its own.
 
-    blocks: as long as rows of `size` take, each after its filter, in blocks of 65,535 bytes but for the last. None where
-    they are other blocks, or a row has a filter. Raises ValueError for blocks of another length.
+    blocks: as long as rows of `size` take, each after its filter, in blocks of 65,535 bytes but for the last. None
+    where they are other blocks, or a row has a filter. Raises ValueError for blocks of another length.
     """
     return _joined_planes(blocks, size) if _native is None else _native.stored_planes(blocks, size)
 
