@@ -62,7 +62,7 @@ def source_photos(setting: Setting) -> tuple[Path, int]:
     folder = setting.work.parent / "photos"
     if not folder.exists():
         if setting.photos is None:
-            make_photos(folder, setting.count(600, 200), grain=True)
+            make_photos(folder, setting.count(1000, 200), grain=True)
         else:
             link_photos(setting.photos, folder)
     return folder, len(jpegs(folder))

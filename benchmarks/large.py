@@ -28,8 +28,16 @@ def run(setting: Setting) -> list[Section]:
         "Large photos to squares, one worker, whole processes",
         "every crop is that of Pillow, pixel for pixel; --resize fast is within the documented levels, 99.9 % of each "
         f"photo's values within {FAST_MOST[0]} and all within {FAST_MOST[1]}",
-        ("photos", "result", "way", "ms an image", "CPU over exact's", "largest process", "memory goal",
-         "levels from exact"),
+        (
+            "photos",
+            "result",
+            "way",
+            "ms an image",
+            "CPU over exact's",
+            "largest process",
+            "memory goal",
+            "levels from exact",
+        ),
     )
     for name, folder in folders.items():
         for side in RESULTS[: 1 if setting.quick else None]:
@@ -116,7 +124,8 @@ def buckets(setting: Setting, folder: Path, name: str) -> Section:
     program(folder)
     for path in folder.glob("*.jpg"):
         check_stored(path, next((out / "features").rglob(f"{path.stem}.npy")))
-    took = in_turn({way: lambda more=more: program(folder, *more) for way, more in ways.items()}, min(setting.rounds, MOST_ROUNDS))
+    programs = {way: lambda more=more: program(folder, *more) for way, more in ways.items()}
+    took = in_turn(programs, min(setting.rounds, MOST_ROUNDS))
     held = min(count, setting.workers) * largest_photo(folder)
     bound = round((before + held) / 1e6)
     for way, each in took.items():

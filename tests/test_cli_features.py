@@ -240,7 +240,8 @@ def test_help_shows_every_option_whole(columns: int) -> None:
     expected = {
         "pixart": "--data-info --dest --vae --resolution --multi-scale --text-encoder --caption-label --max-length "
         "--pad --reader --buckets --fit --batch-size --token-budget --tiling --device --dtype --save-dtype "
-        "--channels-last --compile --missing-caption --caption-extension --caption-column --start-index --end-index --overwrite",
+        "--channels-last --compile --missing-caption --caption-extension --caption-column --start-index --end-index "
+        "--overwrite",
         "import": "--link --flatten --exif --missing-caption --images --multi-line --path-column --overwrite",
         "buckets": "--resolution --buckets --fit --images --path-column --exif",
     }

@@ -155,7 +155,7 @@ def test_a_plan_shows_all_in_a_narrow_terminal_too(here: Path) -> None:
     assert lines[0] == "6 images in photos"
     assert [line.split() for line in lines[2:4]] == [
         ["output", "kind", "where", "samples", "bytes", "time", "state"],
-        ["images", "pixels", "out/images", "6", "9.4", "kB", *lines[3].split()[6:8], "new"],
+        ["images", "pixels", "out/images", "6", "10.9", "kB", *lines[3].split()[6:8], "new"],
     ]
     assert f"{path}-flip" in text.stdout
     assert "…" not in text.stdout

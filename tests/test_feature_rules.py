@@ -248,8 +248,10 @@ def same_features(one: Path, other: Path) -> None:
         if "name" in row:
             with np.load(one / row["name"]) as ours, np.load(other / row["name"]) as theirs:
                 assert distance(ours["caption_feature"], theirs["caption_feature"]) < 2e-3
-    left = [{name: data for name, data in contents(folder).items() if not name.endswith((".npz", "index.jsonl", "index.bin"))}
-            for folder in (one, other)]  # fmt: skip
+    apart = (".npz", "index.jsonl", "index.bin")
+    left = [
+        {name: data for name, data in contents(folder).items() if not name.endswith(apart)} for folder in (one, other)
+    ]
     for files in left:
         table = json.loads(files.pop("latentmill.json"))
         files["metadata"] = json.dumps({**table, "index_digest": "", "own_digest": ""}).encode()

@@ -24,6 +24,7 @@ from latentmill.records import Progress, Sample, SampleRef, ShardReport
 from latentmill.runners import ray_actors, ray_cluster
 from latentmill.runners.local import run_local
 from latentmill.runners.ray_actors import Driver, check_shared, run_ray
+from latentmill.runners.work import Failed
 from latentmill.worker import Task
 from support import (
     CAN_FORK,
@@ -153,6 +154,28 @@ def test_a_photo_that_kills_its_actor_is_rejected(photos: Path, tmp_path: Path, 
     del left["00000/img00000005.png"]
     assert data(tmp_path / "there") == left
     assert sum(event.rejected for event in events if isinstance(event, Progress)) == 1
+
+
+@pytest.mark.parametrize(("pickled", "said"), [(b"clatentmill.worker\nNoSuchClass\n.", "lacks what the driver has"),
+                                               (b"nothing", "failed before it began")])  # fmt: skip
+def test_an_actor_that_cannot_take_up_its_work_says_so(pickled: bytes, said: str) -> None:
+    actor = ray_actors.Actor(pickled, 1, Driver("driver", "/nowhere", (), ()))
+    actor.work()
+    (told,) = actor.messages
+    assert isinstance(told, Failed)
+    assert f"{socket.gethostname()} {said}" in str(told.error)
+
+
+def test_an_actor_whose_work_ends_with_an_error_is_a_death(
+    photos: Path, tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Failing(ray_actors.Actor):
+        def work(self) -> None:
+            raise ZeroDivisionError("nobody foresaw this")
+
+    monkeypatch.setattr(ray_actors, "Actor", Failing)
+    with pytest.raises(LatentmillError, match=r"its work ended with an error .*nobody foresaw this"):
+        run_there(task_for(photos, tmp_path / "out"), 2, cluster)
 
 
 def test_when_the_driver_is_killed_its_actors_end_and_a_rerun_goes_on(tmp_path: Path, cluster: Any) -> None:

@@ -43,7 +43,7 @@ def unlisted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as patch:
         patch.setattr(folders, "walk", fail)
         patch.setattr(ImageSource, "listing", fail)
-        patch.setattr("latentmill.outputs.shared.captioned", fail)
+        patch.setattr("latentmill.sources.captioned.captioned", fail)
         patch.setattr(features.FeatureImages, "listing", fail)
         patch.setattr(features.Captions, "listing", fail)
         yield

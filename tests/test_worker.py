@@ -15,6 +15,7 @@ import latentmill
 from latentmill.encoders.fake import FakeSpec
 from latentmill.errors import SampleError
 from latentmill.loading import Decoded, ImageLoad
+from latentmill.outcome import Result
 from latentmill.records import Encoded, Progress, Sample, SampleRef, ShardReport
 from support import contents, run_shards, task_for, wait_until
 
@@ -213,3 +214,56 @@ def test_latents_and_images_come_from_one_decoding(photos: Path, tmp_path: Path)
     latent = np.load(tmp_path / "lat" / "00000" / "img-mean-std-00000007.npy")
     blocks = pixels.reshape(4, 8, 4, 8, 3).mean(axis=(1, 3)).transpose(2, 0, 1) / 127.5 - 1
     assert np.allclose(latent[:3], blocks, atol=1e-5)
+
+
+def failing_at_five(photos: Path, place: Path, failure: Exception, patch: pytest.MonkeyPatch) -> Result:
+    """A conversion in this process in which one photo cannot be loaded."""
+    whole = ImageLoad.__call__
+
+    def load(self: ImageLoad, ref: SampleRef, decoded: Decoded) -> Sample | None:
+        if ref.index == 5:
+            raise failure
+        return whole(self, ref, decoded)
+
+    patch.setattr(ImageLoad, "__call__", load)
+    return latentmill.convert(photos, place, **CROP, num_workers=1, max_failures=1)
+
+
+CROP = {"resolution": "32x32", "transform": "center-crop"}
+
+
+def test_a_photo_for_which_memory_does_not_suffice_is_rejected_and_tried_again(photos: Path, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        first = failing_at_five(photos, tmp_path / "out", MemoryError(), patch)
+    assert (first.stored, first.rejected) == (11, 1)
+    row = json.loads((tmp_path / "out" / "latentmill-rejects.jsonl").read_text())
+    assert (row["key"], row["stage"]) == ("c0/photo00005.jpg", "memory")
+    assert latentmill.convert(photos, tmp_path / "out", **CROP, num_workers=1).stored == 12
+
+
+class CutOff(BaseException):
+    """As a kill: nobody expects it."""
+
+
+@pytest.mark.parametrize("suffix", ["", ".zip"])
+def test_a_photo_that_was_published_by_a_run_cut_off_before_its_ledger_entry_and_is_rejected_now(
+    photos: Path, tmp_path: Path, suffix: str
+) -> None:
+    place = tmp_path / f"out{suffix}"
+
+    def cut_off(*_: object) -> None:
+        raise CutOff
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("latentmill.manifest.Plan.commit", cut_off)
+        with pytest.raises(CutOff):
+            latentmill.convert(photos, place, **CROP, num_workers=1)
+    if not suffix:
+        assert (place / "00000" / "img00000005.png").exists()
+    with pytest.MonkeyPatch.context() as patch:
+        made = failing_at_five(photos, place, SampleError("read", "Input/output error"), patch)
+    assert (made.stored, made.rejected) == (11, 1)
+    names = [name for name in (names_of(place) if suffix else contents(place)) if name.endswith(".png")]
+    assert len(names) == 11
+    assert "00000/img00000005.png" not in names
+    assert not latentmill.verify(place).problems
