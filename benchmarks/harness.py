@@ -6,6 +6,7 @@ Equality comes first: `DifferentError` ends a benchmark before it has told a tim
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -113,12 +114,16 @@ def inside(work: Callable[[], object]) -> Took:
 
 
 def in_turn(programs: Mapping[str, Callable[[], Took]], rounds: int) -> dict[str, list[Took]]:
-    """Each program once a round, so that a machine that slows down slows all of them."""
+    """Each program once a round, so that a machine that slows down slows all of them.
+
+    The disk is synced before each: else one that syncs what it writes, as latentmill does, pays for another's writing.
+    """
     _last_rounds.clear()
     _last_rounds.add(rounds)
     found: dict[str, list[Took]] = {name: [] for name in programs}
     for _ in range(rounds):
         for name, run in programs.items():
+            os.sync()
             found[name].append(run())
     return found
 
