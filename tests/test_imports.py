@@ -22,6 +22,15 @@ OF_OTHER_OUTPUTS = {
     f"latentmill.{name}"
     for name in ("formats.pixart", "formats.vision", "registry", "sources.captioned", "sources.features")
 }
+CONVERSION = """
+import tempfile, pathlib, latentmill
+from PIL import Image
+with tempfile.TemporaryDirectory() as folder:
+    root = pathlib.Path(folder)
+    (root / "photos").mkdir()
+    Image.new("RGB", (8, 8)).save(root / "photos" / "a.png")
+    assert latentmill.convert(root / "photos", root / "out", num_workers=1).stored == 1
+"""
 
 
 def modules_after(code: str) -> set[str]:
@@ -55,31 +64,13 @@ def test_the_package_itself_imports_almost_nothing() -> None:
 
 def test_a_conversion_needs_no_torch() -> None:
     """Workers are forked where no PyTorch is loaded, which takes milliseconds."""
-    code = """
-import tempfile, pathlib, latentmill
-from PIL import Image
-with tempfile.TemporaryDirectory() as folder:
-    root = pathlib.Path(folder)
-    (root / "photos").mkdir()
-    Image.new("RGB", (8, 8)).save(root / "photos" / "a.png")
-    assert latentmill.convert(root / "photos", root / "out", num_workers=1).stored == 1
-    assert not latentmill.verify(root / "out").problems
-"""
+    code = CONVERSION + '    assert not latentmill.verify(root / "out").problems\n'
     assert not modules_after(code) & set(HEAVY)
 
 
 def test_a_conversion_imports_no_module_of_other_outputs() -> None:
     """A conversion of a few photos is mostly its start."""
-    code = """
-import tempfile, pathlib, latentmill
-from PIL import Image
-with tempfile.TemporaryDirectory() as folder:
-    root = pathlib.Path(folder)
-    (root / "photos").mkdir()
-    Image.new("RGB", (8, 8)).save(root / "photos" / "a.png")
-    assert latentmill.convert(root / "photos", root / "out", num_workers=1).stored == 1
-"""
-    assert not modules_after(code) & OF_OTHER_OUTPUTS
+    assert not modules_after(CONVERSION) & OF_OTHER_OUTPUTS
 
 
 def test_every_public_name_is_there() -> None:
