@@ -21,8 +21,8 @@ lint: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/mypy
 
-# Everything that docs/performance.md tells, to benchmarks/results.md: under 20 minutes, and a quiet machine.
-# make bench BENCH="--quick" takes two minutes; other arguments: benchmarks/run.py --help
+# Everything that docs/performance.md tells, to benchmarks/results.md: 40 minutes, and a quiet machine.
+# make bench BENCH="--quick" takes some minutes; other arguments: benchmarks/run.py --help
 bench: $(READY)
 	$(BIN)/python benchmarks/run.py $(BENCH)
 

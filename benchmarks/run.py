@@ -1,6 +1,6 @@
 """Every measurement of latentmill against what it replaces, by one command; results go to benchmarks/results.md.
 
-    python benchmarks/run.py [--only NAME]... [--quick] [--rounds 5] [--photos DIR] [--workers N] [--out FILE]
+    python benchmarks/run.py [--only NAME]... [--quick] [--rounds 3] [--photos DIR] [--workers N] [--out FILE]
 
 Equality of results is checked before a time is taken; a difference ends the run with exit code 1 and writes nothing.
 Rounds are in turn. Take a quiet machine; --quick ends in about two minutes and says less.
@@ -77,7 +77,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", choices=PARTS, help="this part alone; repeatable")
     parser.add_argument("--quick", action="store_true", help="fewer photos, rounds and sizes")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--photos", type=Path, help="a folder of JPEGs in place of the made ones")
     parser.add_argument("--workers", type=int, default=usable_cores(), help="processes and threads")
     parser.add_argument("--work", type=Path, help="a folder on the disk to write to; default: the temporary one")
