@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench docs check-dist clean
 
 demo: $(READY)
 	$(BIN)/latentmill demo --out latentmill-demo
@@ -14,12 +14,21 @@ test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/mypy
+
+# The documentation, to site/; every warning is an error
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# Wheel and sdist, to dist/: built, looked into, installed where there is nothing else, and used there.
+# make check-dist EXTRAS=all does so with each extra too
+check-dist: $(READY)
+	$(BIN)/python tools/check_dist.py --extras "$(EXTRAS)"
 
 # Everything that docs/performance.md tells, to benchmarks/results.md: 40 minutes, and a quiet machine.
 # make bench BENCH="--quick" takes some minutes; other arguments: benchmarks/run.py --help
@@ -34,4 +43,4 @@ $(READY): pyproject.toml setup.py constraints.txt $(wildcard native/*)
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) latentmill-demo build dist
+	rm -rf $(VENV) site latentmill-demo build dist

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +12,18 @@ import pytest
 from hypothesis import settings
 
 from support import make_photos
+
+# Two test processes share the cores: a thread of PyTorch that waits for its like would burn what the other needs.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# Hundreds of processes are started, and each would compile the package anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+# The tests sync thousands of times. What they hold takes half a gigabyte.
+_MEMORY = Path("/dev/shm")
+if os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > 4 << 30:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_MEMORY))
 
 # The same examples in every run: a new one should be met while working, not in somebody's CI.
 settings.register_profile("steady", derandomize=True, deadline=None)

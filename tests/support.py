@@ -47,6 +47,20 @@ def cli(*arguments: object, timeout: float = 120, **environment: str) -> subproc
     )
 
 
+def cli_here(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """As `cli`, in this process, which saves its start; without `--num-workers 1` it has workers all the same."""
+    from typer.testing import CliRunner
+
+    from latentmill.cli import app
+
+    before = signal.getsignal(signal.SIGTERM)
+    line = list(map(str, arguments))
+    result = CliRunner().invoke(app, line)
+    signal.signal(signal.SIGTERM, before)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return subprocess.CompletedProcess(line, result.exit_code, result.stdout, result.stderr)
+
+
 def make_photos(folder: Path, count: int, *, side: int = 48, classes: int = 2, seed: int = 0) -> list[Path]:
     """`count` different small JPEGs in class folders `c0`, `c1`, …"""
     random = np.random.default_rng(seed)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import zipfile
@@ -13,27 +12,18 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
 import latentmill
-from latentmill.cli import app
-from support import cli, contents, make_photos
+from support import cli, cli_here, contents, make_photos
 
 SIZE = ("--resolution", "32x32")
 
 
 def convert(source: object, dest: object, *extra: object) -> subprocess.CompletedProcess[str]:
-    return cli("convert", "--source", source, "--dest", dest, *extra)
-
-
-def convert_here(source: object, dest: object, *extra: object) -> subprocess.CompletedProcess[str]:
-    """As `convert`, in this process: for what is refused before any work."""
-    before = signal.getsignal(signal.SIGTERM)
-    arguments = ["convert", "--source", str(source), "--dest", str(dest), *map(str, extra)]
-    result = CliRunner().invoke(app, arguments)
-    signal.signal(signal.SIGTERM, before)
-    assert isinstance(result.exception, SystemExit), result.exception
-    return subprocess.CompletedProcess(arguments, result.exit_code, result.stdout, result.stderr)
+    """The command: in this process with one worker, or with more in a process of its own."""
+    here = "--num-workers" not in extra or extra[extra.index("--num-workers") + 1] in (0, 1, "0", "1")
+    workers = () if "--num-workers" in extra else ("--num-workers", 1)
+    return (cli_here if here else cli)("convert", "--source", source, "--dest", dest, *extra, *workers)
 
 
 def refused(run: subprocess.CompletedProcess[str], *said: str) -> None:
@@ -143,7 +133,7 @@ def test_a_photo_too_thin_for_its_crop_is_rejected(photos: Path, tmp_path: Path)
 def test_rejects_in_encode_too(photos: Path, tmp_path: Path, command: str) -> None:
     (photos / "c0" / "bad.jpg").write_bytes(b"")
     model = ("--model-url", "fake", "--images", tmp_path / "images") if command == "encode" else ()
-    run = cli(command, "--source", photos, "--dest", tmp_path / "out", *SIZE, *model)
+    run = cli_here(command, "--source", photos, "--dest", tmp_path / "out", *SIZE, "--num-workers", 1, *model)
     assert run.returncode == 3
     assert rejects(tmp_path / "out") == {"c0/bad.jpg": ("decode", "the file is empty")}
 
@@ -243,7 +233,7 @@ def test_a_dataset_json_that_cannot_be_used(photos: Path, tmp_path: Path, text: 
         source = zip_of(photos, tmp_path / "in.zip", {"dataset.json": data})
     else:
         (photos / "dataset.json").write_bytes(data)
-    refused(convert_here(source, tmp_path / "out", *SIZE), "dataset.json", said)
+    refused(convert(source, tmp_path / "out", *SIZE), "dataset.json", said)
 
 
 def test_a_damaged_dataset_json_in_a_zip(photos: Path, tmp_path: Path) -> None:
@@ -275,7 +265,7 @@ def test_mixed_sizes_without_a_resolution(tmp_path: Path) -> None:
     for workers in (1, 2):
         dest = tmp_path / f"out{workers}"
         refused(convert(source, dest, "--num-workers", workers), "2.png is 64x64", "32x32", "--resolution")
-    refused(cli("encode", "--source", source, "--dest", tmp_path / "lat", "--model-url", "fake"), "--resolution")
+    refused(cli_here("encode", "--source", source, "--dest", tmp_path / "lat", "--model-url", "fake"), "--resolution")
 
 
 @pytest.mark.parametrize(
@@ -296,14 +286,14 @@ def test_mixed_sizes_without_a_resolution(tmp_path: Path) -> None:
     ],
 )
 def test_settings_that_cannot_be(photos: Path, tmp_path: Path, options: list[str], said: str) -> None:
-    refused(convert_here(photos, tmp_path / "out", *options), said)
+    refused(convert(photos, tmp_path / "out", *options), said)
     assert not (tmp_path / "out").exists()
 
 
 def test_photos_of_one_odd_size_without_a_resolution(photos: Path, tmp_path: Path) -> None:
     refused(convert(photos, tmp_path / "out"), "square", "64x48")
     encode = ("encode", "--source", photos, "--dest", tmp_path / "out", "--model-url", "fake", "--resolution", "36x36")
-    refused(cli(*encode), "multiples of 8. Found: 36x36")
+    refused(cli_here(*encode), "multiples of 8. Found: 36x36")
 
 
 # places
@@ -320,7 +310,7 @@ def test_sources_that_are_not_there(photos: Path, tmp_path: Path) -> None:
         (tmp_path / "words", "holds no images"),
         (photo, "must be a folder or a .zip"),
     ):
-        refused(convert_here(source, tmp_path / "out", *SIZE), said, str(source))
+        refused(convert(source, tmp_path / "out", *SIZE), said, str(source))
 
 
 def test_destinations_that_cannot_be(photos: Path, tmp_path: Path) -> None:
@@ -338,17 +328,17 @@ def test_destinations_that_cannot_be(photos: Path, tmp_path: Path) -> None:
         (photos / "inside.zip", "lies inside the source"),
         (tmp_path, "not empty"),
     ):
-        refused(convert_here(photos, dest, *SIZE), said)
+        refused(convert(photos, dest, *SIZE), said)
     assert file.read_text() == "a file"
     assert sorted(path.name for path in photos.iterdir()) == ["c0", "c1"]
 
 
 def test_images_and_latents_need_places_of_their_own(photos: Path, tmp_path: Path) -> None:
     encode = ("encode", "--source", photos, "--model-url", "fake", *SIZE, "--dest", tmp_path / "out", "--images")
-    refused(cli(*encode, tmp_path / "out"), "same place")
-    refused(cli(*encode, tmp_path / "out" / "images"), "inside")
-    refused(cli(*encode, tmp_path), "inside")
-    refused(cli(*encode, photos / "images"), "inside the source")
+    refused(cli_here(*encode, tmp_path / "out"), "same place")
+    refused(cli_here(*encode, tmp_path / "out" / "images"), "inside")
+    refused(cli_here(*encode, tmp_path), "inside")
+    refused(cli_here(*encode, photos / "images"), "inside the source")
 
 
 @pytest.mark.parametrize(
@@ -408,11 +398,11 @@ def test_a_source_and_a_destination_whose_names_are_not_utf8(photos: Path, tmp_p
 
 def test_names_that_look_like_markup(photos: Path, tmp_path: Path) -> None:
     source, dest = tmp_path / "[red]photos[", tmp_path / "[b]out[.json]"
-    refused(convert_here(source, dest, *SIZE), str(source))
+    refused(convert(source, dest, *SIZE), str(source))
     photos.rename(source)
     (source / "c0").rename(source / "[dim]c0")
     (source / "[dim]c0" / "[b]bad[.jpg").write_bytes(b"")
-    run = convert_here(source, dest, *SIZE, "--num-workers", 1)
+    run = convert(source, dest, *SIZE)
     assert run.returncode == 3
     assert str(dest) in run.stdout
     assert list(rejects(dest)) == ["[dim]c0/[b]bad[.jpg"]

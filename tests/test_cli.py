@@ -62,7 +62,7 @@ def test_help_of_each_command_tells_its_options_and_an_example(name: str) -> Non
     missing = {option for option in OPTIONS[name] if option not in run.stdout}
     assert not missing
     if name in ("convert", "encode", "decode", "verify"):
-        assert f"Example: latentmill {name} " in run.stdout
+        assert f"\n   latentmill {name} " in run.stdout
 
 
 @pytest.mark.parametrize(
@@ -120,8 +120,9 @@ def test_it_says_first_what_it_will_do_and_last_what_it_did(photos: Path, tmp_pa
     lines = run.stdout.splitlines()
     assert lines[0].startswith("convert: 12 images, output about ")
     assert lines[1].startswith("convert: 2 workers, batches of 32, memory about ")
-    assert lines[-2].startswith(f"convert done: {tmp_path / 'out'}: 12 stored; 12 images in ")
-    assert lines[-1].startswith("  report: ")
+    assert lines[-3].startswith(f"convert done: {tmp_path / 'out'}: 12 stored; 12 images in ")
+    assert lines[-2].startswith("  report: ")
+    assert lines[-1] == f"look: latentmill report {tmp_path / 'out'}; check: latentmill verify {tmp_path / 'out'}"
     assert run.stderr == ""
 
 
@@ -196,7 +197,7 @@ def test_on_a_terminal(photos: Path, tmp_path: Path) -> None:
     text = shown.decode()
     assert process.returncode == 3
     assert "/13" in text  # the live bar
-    assert "1 rejects" in text
+    assert "1 reject" in text
     assert "12 stored" in text
     assert "Traceback" not in text
 

@@ -251,7 +251,7 @@ def test_help_shows_every_option_whole(columns: int) -> None:
         )
         assert result.exit_code == 0
         assert [option for option in options.split() if f" {option} " not in result.output] == []
-        assert f"Example: latentmill {name} " in result.output
+        assert f"\n   latentmill {name} " in result.output
         assert "…" not in result.output
 
 

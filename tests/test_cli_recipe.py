@@ -93,7 +93,8 @@ def test_settings_are_given_over_the_files(here: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("run", "no.toml"), "error: the recipe no.toml cannot be read: No such file or directory\n"),
+        (("run", "no.toml"),
+         "error: the recipe no.toml cannot be read: No such file or directory. To have one written: latentmill init "),
         (("run", "recipe.toml", "--set", "outputs.sd.modle=x"),
          "error: --set outputs.sd.modle=x: outputs.sd (kind latents, layout repa) has no setting modle. "
          "Did you mean model?\n"),
@@ -209,7 +210,7 @@ def test_help_shows_every_option_whole(name: str) -> None:
     for columns in ("80", "120"):
         done = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": columns, "TERMINAL_WIDTH": columns})
         assert done.exit_code == 0
-        assert f"Example: latentmill {name} " in done.output
+        assert f"\n   latentmill {name} " in done.output
         assert "…" not in done.output
 
 
@@ -272,7 +273,7 @@ def test_plain_lines_come_now_and_then_where_there_is_no_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = iter(range(0, 1000, 6))
-    monkeypatch.setattr("latentmill.terminal.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("latentmill.progress.time.monotonic", lambda: float(next(clock)))
     board = Board(lambda name: (name, "images"))
     with board:
         one, two = board.tell_of("one"), board.tell_of("two")

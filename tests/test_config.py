@@ -36,7 +36,8 @@ def test_forms_of_a_resolution(given: object) -> None:
 def test_a_wrong_resolution_is_named(given: object) -> None:
     with pytest.raises(ConfigError) as refused:
         convert_settings(resolution=given)
-    assert str(refused.value) == f"resolution must be WxH with positive integers. Found: {given!r}"
+    meant = ". Did you mean 256x256?" if str(given) == "256" else ""
+    assert str(refused.value) == f"resolution must be WxH with positive integers. Found: {given!r}{meant}"
 
 
 @pytest.mark.parametrize(
@@ -69,11 +70,17 @@ def test_a_wrong_setting_is_named_with_what_was_expected(values: dict[str, objec
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"device": "gpu"}, "device must be auto, cpu, cpu:N, mps, cuda, cuda:N or cuda:N,M. Found: 'gpu'"),
-        ({"dtype": "fp16"}, "dtype must be 'float32', 'bfloat16' or 'float16'. Found: 'fp16'"),
+        (
+            {"device": "gpu"},
+            "device must be auto, cpu, cpu:N, mps, cuda, cuda:N or cuda:N,M. Found: 'gpu'. Did you mean cuda?",
+        ),
+        ({"dtype": "fp16"}, "dtype must be 'float32', 'bfloat16' or 'float16'. Found: 'fp16'. Did you mean float16?"),
         ({"pixel_range": "0,255"}, "pixel-range must be -1,1 or 0,1. Found: '0,255'"),
         ({"store": "mode"}, "store must be 'moments', 'mean' or 'sample'. Found: 'mode'"),
-        ({"save_dtype": "bfloat16"}, "save-dtype must be 'float32' or 'float16'. Found: 'bfloat16'"),
+        (
+            {"save_dtype": "bfloat16"},
+            "save-dtype must be 'float32' or 'float16'. Found: 'bfloat16'. Did you mean float16?",
+        ),
         ({"threads": 0}, "threads must be greater than or equal to 1. Found: 0"),
     ],
 )
@@ -168,4 +175,6 @@ def test_the_command_says_it_in_one_line(tmp_path: Path) -> None:
     failed = cli("convert", "--source", tmp_path, "--dest", tmp_path / "out", "--resolution", "256")
     assert failed.returncode == 2
     assert failed.stdout == ""
-    assert failed.stderr == "error: resolution must be WxH with positive integers. Found: '256'\n"
+    assert (
+        failed.stderr == "error: resolution must be WxH with positive integers. Found: '256'. Did you mean 256x256?\n"
+    )

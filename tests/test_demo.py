@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from support import cli
+from support import cli, cli_here
 
 
 def test_the_demo_makes_verifies_and_draws_everything_and_can_be_run_again(tmp_path: Path) -> None:
@@ -28,13 +28,13 @@ def test_the_demo_makes_verifies_and_draws_everything_and_can_be_run_again(tmp_p
     with Image.open(out / "batch.png") as picture:
         assert picture.width > 800
         assert len(set(picture.convert("RGB").resize((64, 64)).get_flattened_data())) > 500
-    again = cli("demo", "--out", out)
+    again = cli_here("demo", "--out", out)
     assert again.returncode == 0, again.stderr
 
 
 def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "mine.txt").write_text("mine")
-    done = cli("demo", "--out", tmp_path)
+    done = cli_here("demo", "--out", tmp_path)
     assert done.returncode == 2 and "latentmill did not make" in done.stderr
     assert (tmp_path / "images" / "mine.txt").read_text() == "mine"

@@ -9,8 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from functools import cache, partial
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -70,15 +69,10 @@ class Steps:
         assert held(self.place) == expected, f"killed before change {number}"
 
 
-_version = cache(version)
-
-
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shards of one batch; and versions are looked up once, not in each of a thousand runs."""
+    """Shards of one batch."""
     monkeypatch.setattr("latentmill.job.SHARD_SECONDS", 1e-9)
-    for module in ("finish", "outputs.common"):
-        monkeypatch.setattr(f"latentmill.{module}.version", _version)
 
 
 def edit(data: Data) -> None:

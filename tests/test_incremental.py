@@ -15,7 +15,7 @@ from PIL import Image
 
 import latentmill
 from latentmill.errors import DestinationError
-from support import CAN_FORK, cli, contents, fork_with, identity, ledger, make_photos
+from support import CAN_FORK, cli_here, contents, fork_with, identity, ledger, make_photos
 
 CROP = {"transform": "center-crop-dhariwal", "resolution": "32x32"}
 ENCODE = {**CROP, "model_url": "fake"}
@@ -193,10 +193,10 @@ def test_what_is_unaffected_is_renamed_and_counted(photos: Path, tmp_path: Path)
 
 
 def test_the_command_says_what_an_update_does(photos: Path, tmp_path: Path) -> None:
-    arguments = ("convert", "--source", photos, "--dest", tmp_path / "out", "--resolution", "32x32")
-    assert cli(*arguments).returncode == 0
+    arguments = ("convert", "--source", photos, "--dest", tmp_path / "out", "--resolution", "32x32", "--num-workers", 1)
+    assert cli_here(*arguments).returncode == 0
     make_photos(photos / "a", 2, seed=1)
-    updated = cli(*arguments)
+    updated = cli_here(*arguments)
     assert updated.returncode == 0
     assert "2 to compute, 12 kept (12 renamed), 0 dropped" in updated.stdout
     assert "14 stored; 2 images in" in updated.stdout
@@ -307,17 +307,27 @@ def test_an_update_that_was_cut_off_is_not_lost_when_the_source_changes_again(ph
 
 
 def test_a_zip_is_not_updated(photos: Path, tmp_path: Path) -> None:
-    arguments = ("convert", "--source", photos, "--dest", tmp_path / "out.zip", "--resolution", "32x32")
-    assert cli(*arguments).returncode == 0
+    arguments = (
+        "convert",
+        "--source",
+        photos,
+        "--dest",
+        tmp_path / "out.zip",
+        "--resolution",
+        "32x32",
+        "--num-workers",
+        1,
+    )
+    assert cli_here(*arguments).returncode == 0
     before = (tmp_path / "out.zip").read_bytes()
     sorted(photos.rglob("*.jpg"))[0].unlink()
     for extra in ((), ("--check", "digest")):
-        refused = cli(*arguments, *extra)
+        refused = cli_here(*arguments, *extra)
         assert refused.returncode == 2
         assert "a zip cannot be updated in place" in refused.stderr
         assert "--overwrite" in refused.stderr
     assert (tmp_path / "out.zip").read_bytes() == before
-    assert cli(*arguments, "--overwrite").returncode == 0
+    assert cli_here(*arguments, "--overwrite").returncode == 0
     assert (tmp_path / "out.zip").read_bytes() != before
 
 
@@ -334,10 +344,10 @@ def test_a_zip_whose_source_did_not_change_is_finished(photos: Path, tmp_path: P
 def test_another_source_is_refused(photos: Path, tmp_path: Path) -> None:
     make_photos(tmp_path / "other" / "deeper", 3, seed=1)
     dest = tmp_path / "out"
-    arguments = ("convert", "--dest", dest, "--resolution", "32x32", "--source")
-    assert cli(*arguments, photos).returncode == 0
+    arguments = ("convert", "--dest", dest, "--resolution", "32x32", "--num-workers", 1, "--source")
+    assert cli_here(*arguments, photos).returncode == 0
     before = contents(dest)
-    refused = cli(*arguments, tmp_path / "other")
+    refused = cli_here(*arguments, tmp_path / "other")
     assert refused.returncode == 2
     assert "was made from another source" in refused.stderr
     assert contents(dest) == before

@@ -7,8 +7,6 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator
-from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,7 +19,6 @@ from recipe_jobs import CROP, FOUR, GRID, Outputs, Photos, fresh, held, recipe_f
 from support import CAN_FORK, kill_before_change, kill_when, ledger
 
 pytestmark = pytest.mark.skipif(not CAN_FORK, reason="kills processes by ways that only Linux has")
-_version = cache(version)
 # Batches of three: with five photos two shards an output, and three of the buckets.
 OUTPUTS = {name: {**output, "batch_size": 3} if "batch_size" in output else output for name, output in FOUR.items()}
 EVERY = 7  # changes, of about 300 in a run; 1 tests all of them in two minutes
@@ -29,11 +26,9 @@ EVERY = 7  # changes, of about 300 in a run; 1 tests all of them in two minutes
 
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shards of one batch, no text model; and versions are looked up once, not in each of a thousand runs."""
+    """Shards of one batch, and no text model."""
     fake_text.install(monkeypatch.setattr)
     monkeypatch.setattr("latentmill.job.SHARD_SECONDS", 1e-9)
-    for module in ("finish", "outputs.common"):
-        monkeypatch.setattr(f"latentmill.{module}.version", _version)
 
 
 @pytest.fixture

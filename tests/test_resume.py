@@ -14,7 +14,7 @@ from PIL import Image
 import latentmill
 from latentmill.errors import DestinationError, LatentmillError, SettingsChangedError, SourceError
 from latentmill.outcome import Event
-from support import CAN_FORK, cli, contents, fork_with, ledger, make_photos, work_folder
+from support import CAN_FORK, cli, cli_here, contents, fork_with, ledger, make_photos, work_folder
 
 SIZE = "32x32"
 CROP = {"transform": "center-crop-dhariwal", "resolution": SIZE}
@@ -26,7 +26,7 @@ def test_a_finished_job_says_so_and_touches_nothing(photos: Path, tmp_path: Path
         arguments = ("convert", "--source", photos, "--dest", dest, "--resolution", SIZE)
         assert cli(*arguments).returncode == 0
         before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
-        again = cli(*arguments)
+        again = cli_here(*arguments)
         assert again.returncode == 0
         assert "already finished" in again.stdout
         assert "12 images" in again.stdout
@@ -36,9 +36,9 @@ def test_a_finished_job_says_so_and_touches_nothing(photos: Path, tmp_path: Path
 
 def test_a_finished_job_with_rejects_still_ends_with_3(photos: Path, tmp_path: Path) -> None:
     (photos / "c0" / "bad.jpg").write_bytes(b"no picture")
-    arguments = ("convert", "--source", photos, "--dest", tmp_path / "out", "--resolution", SIZE)
-    assert cli(*arguments).returncode == 3
-    again = cli(*arguments)
+    arguments = ("convert", "--source", photos, "--dest", tmp_path / "out", "--num-workers", 1, "--resolution", SIZE)
+    assert cli_here(*arguments).returncode == 3
+    again = cli_here(*arguments)
     assert again.returncode == 3
     assert "already finished" in again.stdout
     assert "1 rejected" in again.stdout
@@ -94,14 +94,14 @@ def begin(source: Path, dest: Path, **settings: object) -> int:
 
 
 def test_the_command_says_which_setting_differs(photos: Path, tmp_path: Path) -> None:
-    arguments = ("convert", "--source", photos, "--dest", tmp_path / "out", "--resolution")
-    assert cli(*arguments, "32x32").returncode == 0
-    refused = cli(*arguments, "64x64")
+    arguments = ("convert", "--source", photos, "--dest", tmp_path / "out", "--num-workers", 1, "--resolution")
+    assert cli_here(*arguments, "32x32").returncode == 0
+    refused = cli_here(*arguments, "64x64")
     assert refused.returncode == 2
     assert "resolution: was 32x32, now 64x64" in refused.stderr
     assert "--overwrite" in refused.stderr
     assert "Traceback" not in refused.stderr
-    assert cli(*arguments, "64x64", "--overwrite").returncode == 0
+    assert cli_here(*arguments, "64x64", "--overwrite").returncode == 0
 
 
 def test_overwrite_removes_only_what_latentmill_made(photos: Path, tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_overwrite_of_what_latentmill_did_not_make_is_refused(photos: Path, tmp_
         make_photos(dest / "00000", 1)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     for extra in ((), ("--overwrite",)):
-        refused = cli("convert", "--source", photos, "--dest", dest, "--resolution", SIZE, *extra)
+        refused = cli_here("convert", "--source", photos, "--dest", dest, "--resolution", SIZE, *extra)
         assert refused.returncode == 2
         assert "latentmill did not make" in refused.stderr
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

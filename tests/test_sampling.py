@@ -476,7 +476,8 @@ def test_four_ranks_with_three_workers_resume_at_random_steps(tmp_path: Path) ->
     buckets = mixed(83, 41, 22)
     steps = len(BucketSampler(buckets, pixels=4 * 256 * 512, rank=0, world_size=RANKS))
     stops = sorted(random.Random(3).sample(range(1, EPOCHS * steps), 3))
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch.distributed", "torch.utils.data"])  # imported once, not by each rank
     ranks = [context.Process(target=train_on_a_rank, args=(rank, tmp_path, buckets, stops)) for rank in range(RANKS)]
     for process in ranks:
         process.start()

@@ -23,7 +23,7 @@ from latentmill.recipe_plan import plan_of
 from latentmill.sources import features, folders
 from latentmill.sources.images import ImageSource
 from recipe_jobs import FOUR, IMAGES, Photos, fresh, held, identities, run, stopped_after
-from support import cli, contents, make_photos
+from support import cli_here, contents, make_photos
 
 CROP = {"transform": "center-crop", "resolution": "32x32"}
 
@@ -203,10 +203,10 @@ def test_the_command_says_so(photos: Path, tmp_path: Path) -> None:
     latentmill.convert(photos, tmp_path / "out", resolution="32x32")
     arguments = ("convert", "--source", photos, "--dest", tmp_path / "out", "--resolution", "32x32", "--trust-source")
     shutil.rmtree(photos / "c0")
-    again = cli(*arguments)
+    again = cli_here(*arguments)
     assert again.returncode == 0
     assert "already finished" in again.stdout
-    refused = cli(*arguments, "--overwrite")
+    refused = cli_here(*arguments, "--overwrite")
     assert refused.returncode == 2
     assert "trust-source" in refused.stderr
     assert len(refused.stderr.strip().splitlines()) == 1

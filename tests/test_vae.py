@@ -26,7 +26,7 @@ from latentmill.formats.metadata import index_rows
 from latentmill.outcome import Result
 from latentmill.records import RECOMPUTED_FLOAT32, SMALLER_BATCH, TILED, Encoded, Sample, SampleRef
 from latentmill.verification import verify
-from support import PHOTOS, TINY_VAE, cli
+from support import PHOTOS, TINY_VAE, cli_here
 
 SIDE = 32
 OVERFLOWS_IN_FLOAT16 = 1e5  # of a photo, not of a flat grey
@@ -269,7 +269,7 @@ def test_an_image_whose_latent_is_rejected_is_not_published(tmp_path: Path, pixe
     for name, array in (("a/0.png", grey()), ("a/1.png", pixels[0]), ("b/2.png", grey() + 1)):
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(array).save(source / name)
-    done = cli(
+    done = cli_here(
         *("encode", "--source", source, "--dest", latents, "--images", images, "--max-failures", 1),
         *("--vae", fragile_vae(tmp_path / "vae", OVERFLOWS_IN_FLOAT32), "--dtype", "bfloat16"),
     )

@@ -23,7 +23,7 @@ from latentmill.formats.metadata import _sealed
 from latentmill.formats.payload import npy_bytes
 from latentmill.formats.pixart import EMPTY_CAPTION, PixArtLatents, PixArtText
 from latentmill.records import Array
-from support import cli, make_photos
+from support import cli, cli_here, make_photos
 
 CROP = {"transform": "center-crop-dhariwal", "resolution": "32x32"}
 
@@ -76,7 +76,7 @@ def flip(path: Path, at: int) -> None:
 def test_a_flipped_byte(data: Path, name: str, at: int) -> None:
     flip(data / name, at)
     folder, _, file = name.partition("/")
-    run = cli("verify", data / folder)
+    run = cli_here("verify", data / folder)
     assert run.returncode == 1
     assert file in run.stdout
     assert "1 problems" in run.stdout
@@ -118,7 +118,7 @@ def test_a_truncated_zip(data: Path, share: float) -> None:
     archive = data / "lat.zip"
     whole = archive.read_bytes()
     archive.write_bytes(whole[: int(len(whole) * share)])
-    run = cli("verify", archive)
+    run = cli_here("verify", archive)
     assert run.returncode == 1
     assert "not a zip archive that can be read" in run.stdout
     assert "Traceback" not in run.stderr
@@ -197,7 +197,7 @@ def test_images_swapped_under_the_latents(data: Path, suffix: str) -> None:
     change(data / f"img{suffix}", swap(PICTURE, OTHER_PICTURE))
     assert problems(data / f"lat{suffix}") == {}
     assert problems(data / f"lat{suffix}", data / f"img{suffix}").keys() == {LATENT, OTHER}
-    assert cli("verify", data / f"lat{suffix}", "--images", data / f"img{suffix}").returncode == 1
+    assert cli_here("verify", data / f"lat{suffix}", "--images", data / f"img{suffix}").returncode == 1
 
 
 @BOTH
@@ -255,7 +255,7 @@ def test_a_changed_dataset_json(data: Path, suffix: str, old: bytes, new: bytes,
 def test_missing_metadata(data: Path, suffix: str, name: str) -> None:
     change(data / f"lat{suffix}", lambda members: members.pop(name))
     assert problems(data / f"lat{suffix}") == {name: "is missing"}
-    run = cli("verify", data / f"lat{suffix}")
+    run = cli_here("verify", data / f"lat{suffix}")
     assert (run.returncode, "Traceback" in run.stderr) == (1, False)
 
 
@@ -292,7 +292,7 @@ def test_a_forged_latent_that_is_not_finite(data: Path) -> None:
 
 def test_nothing_to_verify(data: Path, tmp_path: Path) -> None:
     for path, said in ((tmp_path / "nothing", "nothing at"), (data / "photos", "nothing that latentmill made")):
-        run = cli("verify", path)
+        run = cli_here("verify", path)
         assert run.returncode == 2
         assert said in run.stderr
     with pytest.raises(SourceError, match="pairs latents with images"):
@@ -304,7 +304,7 @@ def test_nothing_to_verify(data: Path, tmp_path: Path) -> None:
 def test_many_problems_are_all_counted(data: Path) -> None:
     for file in (data / "lat" / "00000").iterdir():
         flip(file, 200)
-    run = cli("verify", data / "lat")
+    run = cli_here("verify", data / "lat")
     assert run.returncode == 1
     assert "12 problems" in run.stdout
 
@@ -354,7 +354,7 @@ def names_in(features: Path) -> list[str]:
 @FEATURES
 def test_a_whole_feature_folder_is_sound(features: Path) -> None:
     assert names_in(features)[0].startswith("c0_photo00000.np")
-    run = cli("verify", features)
+    run = cli_here("verify", features)
     assert run.returncode == 0, run
     assert "sound" in run.stdout
 
@@ -403,7 +403,7 @@ def test_the_features_of_the_empty_caption(features: Path, harm: str) -> None:
         other = (features / names_in(features)[0]).read_bytes()
         empty.write_bytes({"changed": whole[:50] + b"?" + whole[51:], "another": other, "cut": whole[:-9]}[harm])
     assert list(problems(features)) == [EMPTY_CAPTION]
-    run = cli("verify", features)
+    run = cli_here("verify", features)
     assert (run.returncode, "Traceback" in run.stderr) == (1, False)
 
 

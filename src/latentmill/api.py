@@ -22,12 +22,14 @@ from latentmill.formats.metadata import LatentInfo, Metadata, ModelInfo, Value
 from latentmill.formats.repa import ImageLayout
 from latentmill.job import Job
 from latentmill.loading import LatentLoad
+from latentmill.nearby import instead_of, result_near
 from latentmill.outcome import Event, Result, Tell, quiet
 from latentmill.outputs.common import destination
 from latentmill.passes import Prepared
 from latentmill.recipe import Recipe
 from latentmill.sources.images import LatentSource
 from latentmill.system import usable_cores
+from latentmill.wording import hinted
 from latentmill.worker import Output
 
 _SHARED = SourceSettings.model_fields.keys() | RunSettings.model_fields.keys()
@@ -92,7 +94,8 @@ def decode(source: str | Path, dest: str | Path, *, tell: Tell = quiet, **settin
     place = destination(chosen.source, chosen.dest)
     metadata = Metadata.read_beside(chosen.source)
     if metadata is None or metadata.latent is None or metadata.model is None:
-        raise SourceError(f"{chosen.source} holds no latents that latentmill made (no latentmill.json of that kind)")
+        text = f"{chosen.source} holds no latents that latentmill made (no latentmill.json of that kind)"
+        raise SourceError(hinted(text, instead_of(chosen.source) or result_near(chosen.source)))
     info = metadata.model
     model = model_of(info, chosen.model_url)
     if model.info.weights_sha256 != info.weights_sha256:

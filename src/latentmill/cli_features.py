@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from latentmill.command import BEFORE, PREPARE, add
+from latentmill.event_results import emit_buckets, emit_import
 from latentmill.guard import EXIT_REJECTS, feature_shown, guarded, importing, plain, run_recipes
 from latentmill.options import (
     SOURCE_HELP,
+    VAE_PANEL,
     Alpha,
     AlphaOption,
     BatchSize,
@@ -26,6 +30,7 @@ from latentmill.options import (
     DataInfo,
     Device,
     Dtype,
+    Exclude,
     Exif,
     ExifOption,
     Fit,
@@ -62,20 +67,41 @@ from latentmill.options import (
     Subfolder,
     TextEncoder,
     TextRevision,
+    Threads,
     Tiling,
     TilingOption,
     TokenBudget,
     TrustSource,
     Vae,
+    caption_columns,
 )
-from latentmill.terminal import Display, counted, err, out, print_buckets, shown
+from latentmill.terminal import Display, counted, out, print_buckets, shown, warn
 
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
-    app.command()(pixart)
-    app.command("import")(import_)
-    app.command()(buckets)
+    add(
+        app,
+        import_,
+        PREPARE,
+        "latentmill import photos data",
+        "latentmill import table.csv data --images photos --path-column file --caption-column prompt=text",
+        name="import",
+    )
+    add(
+        app,
+        pixart,
+        PREPARE,
+        "latentmill pixart --data-info data/InternData/data_info.json --dest data/InternData --multi-scale",
+        "latentmill pixart --data-info photos --dest features --vae sdxl-vae-fp16-fix --resolution 1024 --multi-scale "
+        "--buckets auto:12 --fit cover",
+    )
+    add(
+        app,
+        buckets,
+        BEFORE,
+        "latentmill buckets data/InternData/data_info.json --resolution 1024 --buckets auto:12 --fit cover",
+    )
 
 
 def pixart(
@@ -104,7 +130,7 @@ def pixart(
     indivisible: IndivisibleOption = Indivisible.refuse,
     store: StoreOption = Store.moments,
     device: Device = "auto",
-    dtype: Annotated[Dtype, typer.Option(help="Precision of the models.")] = Dtype.float32,
+    dtype: Annotated[Dtype, typer.Option(help="Precision of the models.", rich_help_panel=VAE_PANEL)] = Dtype.float32,
     save_dtype: StoredDtype = SaveDtype.float32,
     channels_last: ChannelsLast = False,
     compile: CompileOption = False,  # noqa: A002  # the option's name
@@ -112,11 +138,12 @@ def pixart(
     revision: Revision = None,
     subfolder: Subfolder = None,
     text_revision: TextRevision = None,
-    threads: Annotated[int | None, typer.Option(metavar="N", help="CPU threads. Default: the usable cores.")] = None,
+    threads: Threads = None,
     num_workers: LoadingThreads = None,
     suffix: Annotated[str, typer.Option(help="Appended to the feature folders' names, after a _.")] = "",
     start_index: Annotated[int, typer.Option(metavar="N", help="First row to make, counted from 0.")] = 0,
     end_index: Annotated[int | None, typer.Option(metavar="N", help="Row before which to stop.")] = None,
+    exclude: Exclude = None,
     images: Images = None,
     caption_extension: CaptionExtension = ".txt",
     multi_line: MultiLine = False,
@@ -136,8 +163,6 @@ def pixart(
     """VAE and text features of captioned images, in the folders that PixArt-Sigma's trainer reads.
 
     With --vae alone, images; with --text-encoder alone, captions; with neither, both by the default models.
-
-    Example: latentmill pixart --data-info data/InternData/data_info.json --dest data/InternData --multi-scale
     """
     settings = _settings(locals())
     settings["caption_label"] = caption_label or ["prompt"]
@@ -148,7 +173,7 @@ def pixart(
 
         recipe, warnings = feature_recipe(settings.pop("data_info"), settings.pop("dest"), **settings)
         for warning in warnings:
-            err.print(f"[yellow]warning:[/] {shown(warning)}")
+            warn(warning)
         return run_recipes([recipe], feature_shown)
 
     guarded(jobs)
@@ -164,6 +189,7 @@ def import_(
     png: Annotated[bool, typer.Option("--png", help="Encode JPEGs as PNG too, for the single-scale reader.")] = False,
     exif: ExifOption = Exif.ignore,
     missing_caption: MissingCaption = Missing.reject,
+    exclude: Exclude = None,
     images: Images = None,
     caption_extension: CaptionExtension = ".txt",
     multi_line: MultiLine = False,
@@ -173,10 +199,7 @@ def import_(
         bool, typer.Option("--overwrite", help="Make every image anew, and a table that was edited since.")
     ] = False,
 ) -> None:
-    """Captioned images to a PixArt dataset: InternImgs with names its readers find, InternData/data_info.json.
-
-    Example: latentmill import photos data --link symlink
-    """
+    """Captioned images to a PixArt dataset: InternImgs with names its readers find, InternData/data_info.json."""
     settings = _settings(locals())
 
     def work() -> int:
@@ -184,6 +207,7 @@ def import_(
 
         with Display("import") as display:
             result = import_captioned(settings.pop("source"), settings.pop("dest"), tell=display.tell, **settings)
+        emit_import(result)
         done = "[green]already imported:[/]" if result.already_done else "[green]import done:[/]"
         out.print(
             f"{done} {shown(result.dest)}: {counted(result.stored, 'images')} with "
@@ -195,6 +219,9 @@ def import_(
         if result.rejected:
             out.print(f"  [yellow]{result.rejected:,} rejected[/]: {shown(result.rejects)}")
         out.print(f"  table: {shown(result.data_info)}\n  report: {shown(result.report)}")
+        if result.placed:
+            table, folder = (shown(shlex.quote(str(path))) for path in (result.data_info, result.data_info.parent))
+            out.print(f"next: latentmill pixart --data-info {table} --dest {folder}")
         return EXIT_REJECTS if result.rejected else 0
 
     guarded(work)
@@ -214,21 +241,20 @@ def buckets(
         ),
     ] = "reference",
     fit: Annotated[Fit, typer.Option(help="To the bucket: stretch, cover and crop, or pad.")] = Fit.stretch,
+    exclude: Exclude = None,
     images: Images = None,
     path_column: PathColumn = None,
     exif: ExifOption = Exif.ignore,
 ) -> None:
-    """Show what aspect buckets would do to a source's images: how many in each, what is cropped, what is left out.
-
-    Example: latentmill buckets data/InternData/data_info.json --resolution 1024 --buckets auto:12 --fit cover
-    """
+    """Show what aspect buckets would do to a source's images: how many in each, what is cropped, what is left out."""
 
     def work() -> int:
         from latentmill.outputs.buckets import preview_buckets
 
         report = preview_buckets(
-            source, resolution, table, str(fit), images=images, path_column=path_column, exif=str(exif)
+            source, resolution, table, str(fit), images=images, path_column=path_column, exif=str(exif), exclude=exclude
         )
+        emit_buckets(source, report)
         print_buckets(report)
         return 0
 
@@ -238,7 +264,5 @@ def buckets(
 def _settings(values: dict[str, Any]) -> dict[str, Any]:
     """Options as the Python calls take them."""
     settings = plain(values)
-    columns = settings.pop("caption_column")
-    if columns:
-        settings["caption_columns"] = dict(text.split("=", 1) if "=" in text else (text, text) for text in columns)
-    return settings
+    columns = caption_columns(settings.pop("caption_column"))
+    return settings if columns is None else {**settings, "caption_columns": columns}

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from latentmill.command import RECIPES, add
+from latentmill.event_results import emit_plan
+from latentmill.events import emit
 from latentmill.guard import guarded, importing, run_recipes
-from latentmill.options import TrustSource
-from latentmill.terminal import clock, counted, err, out, print_buckets, print_whole, shown
+from latentmill.options import Exclude, TrustSource
+from latentmill.terminal import clock, counted, err, out, print_buckets, print_whole, shown, warn
 
 if TYPE_CHECKING:
     from latentmill.recipe_plan import RecipePlan
@@ -26,9 +29,16 @@ _Set = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
-    app.command()(run)
-    app.command()(plan)
-    app.command()(init)
+    add(app, init, RECIPES, "latentmill init photos", "latentmill init table.jsonl --out captions.toml")
+    add(app, plan, RECIPES, "latentmill plan recipe.toml")
+    add(
+        app,
+        run,
+        RECIPES,
+        "latentmill run recipe.toml",
+        "latentmill run recipe.toml --set source.max_images=100 --set dest=trial",
+        "latentmill run recipe.toml --json --log-file run.log",
+    )
 
 
 def run(
@@ -37,10 +47,7 @@ def run(
     trust_source: TrustSource = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Make every output anew.")] = False,
 ) -> None:
-    """Make everything that a recipe says, in one pass over the source; run again, do only what is new or changed.
-
-    Example: latentmill run recipe.toml --set source.max_images=100 --set dest=trial
-    """
+    """Make everything that a recipe says, in one pass over the source; run again, do only what is new or changed."""
 
     def work() -> int:
         with importing():
@@ -56,16 +63,15 @@ def run(
 
 
 def plan(recipe: _Recipe, settings: _Set = None) -> None:
-    """Show what a recipe would do, and do nothing: counts, buckets, rejects seen, bytes, time, the whole recipe.
-
-    Example: latentmill plan recipe.toml
-    """
+    """Show what a recipe would do, and do nothing: counts, buckets, rejects seen, bytes, time, the whole recipe."""
 
     def work() -> int:
         from latentmill.recipe import Recipe
         from latentmill.recipe_plan import plan_of
 
-        _show(plan_of(Recipe.read(recipe, settings or ())))
+        found = plan_of(Recipe.read(recipe, settings or ()))
+        emit_plan(found)
+        _show(found)
         return 0
 
     guarded(work)
@@ -76,16 +82,15 @@ def init(
         Path, typer.Argument(metavar="SRC", help="Folder or zip of images, or a table.", show_default=False)
     ],
     dest: Annotated[Path, typer.Option("--out", help="The file to write.")] = Path("recipe.toml"),
+    exclude: Exclude = None,
 ) -> None:
-    """Look at a source, and write a recipe for it, with comments, to be edited.
-
-    Example: latentmill init photos
-    """
+    """Look at a source, and write a recipe for it, with comments, to be edited."""
 
     def work() -> int:
         from latentmill.recipe_init import write_recipe
 
-        told = write_recipe(source, dest)
+        told = write_recipe(source, dest, exclude)
+        emit("result", source=source, recipe=dest, told=list(told))
         for line in told:
             out.print(shown(line))
         out.print(
@@ -104,7 +109,7 @@ def _show(found: RecipePlan) -> None:
     out.print(f"[bold]{images}{shown(found.source)}[/]\n")
     _show_outputs(found)
     for warning in found.warnings:
-        err.print(f"[yellow]warning:[/] {shown(warning)}")
+        warn(warning)
     for name, report in found.buckets.items():
         out.print(f"\n[bold]buckets of {shown(name)}[/]")
         print_buckets(report)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from latentmill.command import MACHINE, add
 from latentmill.guard import EXIT_FOUND, guarded
 from latentmill.options import ChannelsLast, CompileOption, Device, Dtype
 from latentmill.terminal import err, out
@@ -17,8 +18,13 @@ _NONE = "none"
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
-    app.command()(bench)
-    app.command()(doctor)
+    add(app, doctor, MACHINE, "latentmill doctor --dest data", "latentmill doctor --result data/vae-sd")
+    add(
+        app,
+        bench,
+        MACHINE,
+        "latentmill bench photos --model sd-vae-ft-mse --cores 32 --gpus 4 --gpu-rate 400",
+    )
 
 
 def bench(
@@ -46,10 +52,7 @@ def bench(
     ] = None,
     json: _Json = False,
 ) -> None:
-    """Measure what each part of the work takes here, what limits it, and which settings fit.
-
-    Example: latentmill bench photos --model sd-vae-ft-mse --cores 32 --gpus 4 --gpu-rate 400
-    """
+    """Measure what each part of the work takes here, what limits it, and which settings fit."""
     asked: dict[str, Any] = {"source": source, "transform": transform, "device": device, "dtype": str(dtype)}
     asked |= {"seconds": seconds, "max_images": max_images, "dest": dest}
     asked |= {"cores": cores, "gpus": gpus, "gpu_rate": gpu_rate}
@@ -73,19 +76,35 @@ def bench(
     guarded(work)
 
 
-def doctor(json: _Json = False) -> None:
-    """Look whether everything works here: versions, devices, decoders, resampler, cores, memory, disk, extras, models.
+def doctor(
+    result: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Look instead whether this result could be gone on with here."),
+    ] = None,
+    dest: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where to measure the disk's speed. Default: the temporary folder."),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Measure no disk, and ask no hub.")] = False,
+    json: _Json = False,
+) -> None:
+    """Look whether everything works here: versions, decoders, resampler, cores, memory, disk, devices, models, hub.
 
-    Exit code 0 where all is sound, 1 where something is broken.
+    With --result: whether a rerun of what made a result would be refused here, lack something or make it otherwise.
 
-    Example: latentmill doctor
+    Exit code 0 where nothing is broken (warnings may be), 1 where something is, 2 where it could not be looked at.
     """
 
     def work() -> int:
         from latentmill.doctor import broken, examine
         from latentmill.doctor.report import as_table, show
 
-        findings = examine()
+        if result is not None:
+            from latentmill.doctor import result as of_result
+
+            findings = of_result.findings(result, ask_hub=not quick)
+        else:
+            findings = examine(dest, quick)
         if json:
             print_json(as_table(findings))
         else:

@@ -2,244 +2,109 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
+from pydantic import Field, model_validator
+
+from latentmill.config_base import SettingsBase
+from latentmill.config_base import validated as validated
+from latentmill.config_base import validated_in as validated_in
+from latentmill.config_shared import CropSettings as CropSettings
+from latentmill.config_shared import OutputSettings as OutputSettings
+from latentmill.config_shared import RunSettings as RunSettings
+from latentmill.config_shared import SourceSettings as SourceSettings
+from latentmill.config_shared import VariantSettings as VariantSettings
+from latentmill.config_types import BatchSize, Device, FailureLimit, FolderPart, Limit, PixelRange, Positive
+
+_BATCH = (
+    "Images a forward, or `auto`, which measures what is fastest. Default: what the destination was begun with, "
+    "else {}."
 )
-
-from latentmill.config_types import (
-    CROPPING,
-    FILES,
-    LOCAL,
-    RAY,
-    BatchSize,
-    Device,
-    FailureLimit,
-    FolderPart,
-    Limit,
-    PixelRange,
-    Positive,
-    RunnerName,
-    Size,
-    SourceKind,
-    Transform,
-)
-from latentmill.devices import gpus
-from latentmill.errors import ConfigError
-
-
-class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, defer_build=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _truth_is_no_number(cls, value: object, info: ValidationInfo) -> object:
-        name = info.field_name or ""
-        if isinstance(value, bool) and cls.model_fields[name].annotation is not bool:
-            raise ValueError("must not be true or false")
-        return value
-
-
-class SourceSettings(_Settings):
-    """The one source of a recipe, and how its images are decoded; see `sources.captioned` and `decoding`.
-
-    source: a folder or zip of images, or a table. images: the images' folder of a table. start_index, end_index: the
-    rows of a captioned source that are wanted, [start, end); what other slices made is kept. source_kind: in a recipe
-    `kind`; `files` or one that another package brings, which is told `source` and source_options, there `options`.
-    """
-
-    source: Path
-    source_kind: SourceKind = FILES
-    source_options: dict[str, Any] = {}
-    images: Path | None = None
-    caption_extension: str = ".txt"
-    multi_line: bool = False
-    path_column: str | None = None
-    caption_columns: dict[str, str] | list[str] | None = None
-    missing_caption: Literal["reject", "empty"] = "reject"
-    max_images: Positive | None = None
-    start_index: Annotated[int, Field(ge=0)] = 0
-    end_index: Annotated[int, Field(ge=0)] | None = None
-    exif: Literal["ignore", "apply"] = "ignore"
-    alpha: Literal["drop", "white", "black"] = "drop"
-    max_pixels: Positive = 178_956_970
-
-    @model_validator(mode="after")
-    def _check_source(self) -> Self:
-        if self.end_index is not None and self.end_index < self.start_index:
-            raise ValueError(f"end-index must not be below start-index ({self.start_index}). Found: {self.end_index}")
-        if self.source_options and self.source_kind == FILES:
-            raise ValueError("options are of a source that another package brings: [source] needs its kind")
-        return self
-
-    @property
-    def rows_end(self) -> int | None:
-        """The row before which to stop, of `end_index` and `max_images`."""
-        if self.max_images is None:
-            return self.end_index
-        end = self.start_index + self.max_images
-        return end if self.end_index is None else min(end, self.end_index)
-
-
-class RunSettings(_Settings):
-    """How jobs are run. num_workers: processes of pixels alone, else loading threads of a machine; None: one a core.
-
-    threads: of a forward on the CPU; None takes what the destination was begun with, else the usable cores.
-    trust_source: what is finished or begun goes by its own ledger, and the source is not listed for it.
-    wait: for another process that writes to the same place. runner: `local`, `ray`, or one that another package brings.
-    device: `cuda` (every GPU), `cuda:0,1` and `cpu:N` run an encoder process each. ray_address: of the cluster to join;
-    None takes RAY_ADDRESS, else starts one on this machine.
-    """
-
-    device: Device = "auto"
-    threads: Positive | None = None
-    num_workers: Positive | None = None
-    max_failures: Limit = FailureLimit.parse("10%")
-    check: Literal["stat", "digest"] = "stat"
-    overwrite: bool = False
-    trust_source: bool = False
-    wait: bool = False
-    runner: RunnerName = LOCAL
-    ray_address: str | None = None
-
-    @model_validator(mode="after")
-    def _check_runner(self) -> Self:
-        if self.ray_address is not None and self.runner != RAY:
-            raise ValueError(f"ray-address is of runner ray (--runner ray). Found: runner {self.runner}")
-        if self.runner == RAY and gpus(self.device):
-            raise ValueError(f"device of runner ray must be cuda, for every GPU of the cluster. Found: {self.device}")
-        return self
-
-    @model_validator(mode="after")
-    def _check_trust(self) -> Self:
-        against = "overwrite" if self.overwrite else f"check {self.check}" if self.check != "stat" else ""
-        if self.trust_source and against:
-            raise ValueError(f"trust-source takes what is there as it is. Found: {against} beside it; leave one out")
-        return self
-
-
-class OutputSettings(SourceSettings, RunSettings):
-    """What every output of a recipe takes. dest: its own folder or zip."""
-
-    dest: Path
-
-    @model_validator(mode="after")
-    def _check_trusted_rows(self) -> Self:
-        if self.trust_source and (self.start_index or self.end_index is not None):
-            raise ValueError(
-                "trust-source does not tell which rows were made. Found: start-index or end-index beside it; "
-                "leave out trust-source"
-            )
-        return self
-
-
-class VariantSettings(OutputSettings):
-    """Augmented variants of an output, each in a sibling folder; a loader picks among them at training time.
-
-    flip: `both` makes every image mirrored too, in `DEST-flip`. crops: how many of every image, the transform's own
-    first, the others at places drawn by `crop_seed` and the image's path, in `DEST-crop1`, `DEST-crop2`, …
-    resize: `fast` decodes large JPEGs at reduced scale; see `transforms.reduction`.
-    """
-
-    flip: Literal["none", "both"] = "none"
-    crops: Positive = 1
-    crop_seed: Annotated[int, Field(ge=0)] = 0
-    resize: Literal["exact", "fast"] = "exact"
-
-
-class CropSettings(VariantSettings):
-    """What every output takes whose images all become one size."""
-
-    transform: Transform = "none"
-    resolution: Size | None = None
-
-    @model_validator(mode="after")
-    def _check_resolution(self) -> Self:
-        if self.transform != "none" and self.resolution is None:
-            raise ValueError(f"transform {self.transform} needs a resolution (--resolution WxH)")
-        if self.crops > 1 and self.transform not in CROPPING:
-            raise ValueError(f"crops are of a transform that crops ({', '.join(CROPPING)}). Found: {self.transform}")
-        if self.resolution is None:
-            return self
-        width, height = self.resolution
-        if self.transform == "center-crop-dhariwal" and width != height:
-            raise ValueError(f"transform center-crop-dhariwal needs a square resolution. Found: {width}x{height}")
-        if self.transform == "center-crop-wide" and height > width:
-            raise ValueError(
-                f"transform center-crop-wide needs a width of at least the height. Found: {width}x{height}"
-            )
-        return self
-
-    @property
-    def result_size(self) -> tuple[int, int] | None:
-        """(width, height) of every result; None where it is the images' own."""
-        if self.resolution is None:
-            return None
-        width, height = self.resolution
-        return (width, width) if self.transform == "center-crop-wide" else (width, height)
+_COMPUTE = "Precision of the computation: `float32`, `bfloat16` or `float16`."
+_REVISION = "Branch, tag or commit of a hub repository. Default: its main branch; the commit is recorded."
+_SUBFOLDER = "The model's folder inside the repository or folder. Default: found."
 
 
 class PixelSettings(CropSettings):
     """Cropped pixels, as EDM2 and REPA trainers read them."""
 
-    batch_size: Positive = 32
+    batch_size: Positive = Field(32, description="Images that a worker takes at a time.")
 
 
-class _VaeSettings(_Settings):
-    """What both layouts of latents take. model: a short name, a hub repository or a folder.
+class _VaeSettings(SettingsBase):
+    """What both layouts of latents take."""
 
-    channels_last, compile: faster on a GPU, and other bytes; see `encoders.vae.VaeSpec`.
-    """
-
-    model: str = "sd-vae-ft-mse"
-    revision: str | None = None
-    subfolder: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    pixel_range: PixelRange = (-1.0, 1.0)
-    store: Literal["moments", "mean", "sample"] = "moments"
-    seed: int = 0
-    save_dtype: Literal["float32", "float16"] = "float32"
-    indivisible: Literal["refuse", "crop", "pad"] = "refuse"
-    channels_last: bool = False
-    compile: bool = False
+    model: str = Field(
+        "sd-vae-ft-mse",
+        description="The VAE: a short name (see `latentmill models`), a hub repository `owner/name`, or a folder.",
+    )
+    revision: str | None = Field(None, description=_REVISION)
+    subfolder: str | None = Field(None, description=_SUBFOLDER)
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description=_COMPUTE)
+    pixel_range: PixelRange = Field(
+        (-1.0, 1.0), description="Range of the VAE's input: `-1,1` (REPA, SiT, DiT, PixArt) or `0,1` (EDM2)."
+    )
+    store: Literal["moments", "mean", "sample"] = Field(
+        "moments",
+        description="What is stored of the posterior: its mean and standard deviation, its mean, or one sample. Models "
+        "without a posterior need `mean`.",
+    )
+    seed: int = Field(0, description='Of the samples, with `store = "sample"`.')
+    save_dtype: Literal["float32", "float16"] = Field("float32", description="Precision of the stored latents.")
+    indivisible: Literal["refuse", "crop", "pad"] = Field(
+        "refuse",
+        description="What becomes of sides that the VAE's factor does not divide: refused, cropped, or padded on the "
+        "right and at the bottom.",
+    )
+    channels_last: bool = Field(
+        False, description="NHWC in memory; meant for GPUs; latents differ in their last digits."
+    )
+    compile: bool = Field(
+        False, description="`torch.compile`, once for each shape; meant for GPUs; latents differ in their last digits."
+    )
 
 
 class LatentSettings(CropSettings, _VaeSettings):
-    """Latents of one size, as REPA and SiT trainers read them. pixels: where the cropped pixels go as well.
+    """Latents of one size, as REPA and SiT trainers read them."""
 
-    batch_size and threads: None takes what the destination was begun with, else the default. batch_size auto: likewise,
-    else what is measured to be fastest.
-    """
-
-    pixels: Path | None = None
-    batch_size: BatchSize | None = None
+    pixels: Path | None = Field(
+        None, description="Also write the cropped pixels here; neither is published without the other."
+    )
+    batch_size: BatchSize | None = Field(None, description=_BATCH.format("8"))
 
 
 class BucketSettings(VariantSettings, _VaeSettings):
-    """Latents in aspect buckets, as PixArt's readers open them.
+    """Latents in aspect buckets, as PixArt's readers open them."""
 
-    fit: None takes `stretch` for multi-scale, else `cover`.
-    reader: whose file names; None takes what the destination was begun with, else multi, or single for squares.
-    batch_size: None takes what the destination was begun with, else what suits the resolution.
-    """
-
-    model: str = "sdxl-vae-fp16-fix"
-    reader: Literal["multi", "single"] | None = None
-    resolution: Positive = 512
-    multi_scale: bool = False
-    buckets: str = "reference"
-    fit: Literal["stretch", "cover", "pad"] | None = None
-    batch_size: BatchSize | None = None
-    tiling: Literal["auto", "always", "never"] = "auto"
+    model: str = Field(
+        "sdxl-vae-fp16-fix",
+        description="The VAE: a short name (see `latentmill models`), a hub repository `owner/name`, or a folder.",
+    )
+    reader: Literal["multi", "single"] | None = Field(
+        None,
+        description="Which of PixArt's readers file names are for. Default: what the destination was begun with, else "
+        "`multi`, or `single` for squares.",
+    )
+    resolution: Positive = Field(
+        512, description="Side of a square, or of the square whose area buckets have: 256, 512, 1024, 2048 or 2880."
+    )
+    multi_scale: bool = Field(False, description="Aspect buckets; without it, every image becomes a square.")
+    buckets: str = Field(
+        "reference",
+        description="The bucket table: `reference` (PixArt's own), `grid`, `grid:STEP`, `grid:STEP:LOW:HIGH` (ratios), "
+        "or `auto:N`, fitted to the images. With `grid` and `auto`, any resolution.",
+    )
+    fit: Literal["stretch", "cover", "pad"] | None = Field(
+        None,
+        description="How an image becomes its bucket's size: stretched, scaled to cover and cropped, or padded with "
+        "black. Default: `stretch` for buckets, `cover` for squares.",
+    )
+    batch_size: BatchSize | None = Field(None, description=_BATCH.format("8 of 512x512, fewer of larger ones"))
+    tiling: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="Encode in tiles: images that do not fit in memory, all that are larger than a tile, or none.",
+    )
 
     @model_validator(mode="after")
     def _check_buckets(self) -> Self:
@@ -251,102 +116,91 @@ class BucketSettings(VariantSettings, _VaeSettings):
 
 
 class VisionSettings(CropSettings):
-    """Features of a vision encoder. tokens: of patches, the pooled one, or both. input: see `encoders.vision_input`.
+    """Features of a vision encoder."""
 
-    naming: of the files, by number as class-conditional data, or by the image's path for one of PixArt's readers.
-    batch_size: as of LatentSettings.
-    """
-
-    model: str = "dinov2-vitb14"
-    revision: str | None = None
-    subfolder: str | None = None
-    tokens: Literal["patch", "pooled", "both"] = "patch"
-    input: Literal["processor", "repa"] = "processor"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    save_dtype: Literal["float32", "float16"] = "float32"
-    naming: Literal["repa", "pixart/multi", "pixart/single"] = "repa"
-    batch_size: BatchSize | None = None
+    model: str = Field(
+        "dinov2-vitb14",
+        description="The vision encoder: a short name (see `latentmill models`), a hub repository, or a folder.",
+    )
+    revision: str | None = Field(None, description=_REVISION)
+    subfolder: str | None = Field(None, description=_SUBFOLDER)
+    tokens: Literal["patch", "pooled", "both"] = Field(
+        "patch", description="Which features are stored: of the patches, the pooled vector, or both, the pooled first."
+    )
+    input: Literal["processor", "repa"] = Field(
+        "processor",
+        description="How pixels become the model's input: as its own image processor does, or as REPA's trainer does, "
+        "so that patches lie where the latents' do.",
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description=_COMPUTE)
+    save_dtype: Literal["float32", "float16"] = Field("float32", description="Precision of the stored features.")
+    naming: Literal["repa", "pixart/multi", "pixart/single"] = Field(
+        "repa",
+        description="Names of the files: by number as class-conditional data, or by the image's path for one of "
+        "PixArt's readers.",
+    )
+    batch_size: BatchSize | None = Field(None, description=_BATCH.format("8"))
 
 
 class CaptionSettings(OutputSettings):
-    """Text features. label: which of the captions. pad: store max_length positions, as the reference does.
+    """Text features of one of the captions."""
 
-    model: a short name, a hub repository or a folder; in a recipe also a set, as `sd3`, which becomes an output for
-    each of its encoders: `member` is its short name, `encoder` its name in the set. repository: a folder or repository
-    to take in place of the one that a short name stands for. encoding: how the model is used, where otherwise than its
-    own pipeline does (see `encoders.text_settings`); max_length: likewise.
-    token_budget: tokens a forward, padding included. images_reader: of VAE features that are made in the same call, and
-    that these are to be found with; unless `reader` says otherwise.
-    """
-
-    model: str = "pixart-sigma-t5"
-    member: str | None = None
-    encoder: str = ""
-    repository: str | None = None
-    revision: str | None = None
-    encoding: dict[str, Any] = {}
-    label: FolderPart = "prompt"
-    reader: Literal["multi", "single"] | None = None
-    images_reader: Literal["multi", "single"] | None = None
-    max_length: Annotated[int, Field(ge=2)] | None = None
-    pad: bool = False
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    token_budget: Positive = 4096
-
-
-class FolderSettings(_Settings):
-    """Of the names of PixArt's feature folders. suffix: comes last, after a `_`."""
-
-    suffix: FolderPart = ""
-
-
-class DecodeSettings(_Settings):
-    """`latentmill decode`. model_url: None takes the model that the latents' metadata names."""
-
-    source: Path
-    dest: Path
-    max_images: Positive | None = None
-    max_failures: Limit = FailureLimit.parse("10%")
-    check: Literal["stat", "digest"] = "stat"
-    overwrite: bool = False
-    model_url: str | None = None
-    batch_size: Positive = 8
-    threads: Positive | None = None
-    device: Device = "auto"
+    model: str = Field(
+        "pixart-sigma-t5",
+        description="The text encoder: a short name, a hub repository or a folder; in a recipe also a set, as `sd3`, "
+        "which becomes an output for each of its encoders.",
+    )
+    member: str | None = Field(
+        None, description="The short name of one encoder of a set; stored recipes have it, yours need none."
+    )
+    encoder: str = Field("", description="The encoder's name in its set; stored recipes have it, yours need none.")
+    repository: str | None = Field(
+        None, description="A folder or repository to take in place of the one that a short name stands for."
+    )
+    revision: str | None = Field(None, description=_REVISION)
+    encoding: dict[str, Any] = Field(
+        {},
+        description="How the model is used, where otherwise than its own pipeline does: `output`, `layers`, "
+        "`positions`, `mask`, `template`, `drop`, `empty`, `clean`.",
+    )
+    label: FolderPart = Field("prompt", description="Which of an image's captions.")
+    reader: Literal["multi", "single"] | None = Field(
+        None, description="Which of PixArt's readers file names are for. Default: as of the images' features."
+    )
+    images_reader: Literal["multi", "single"] | None = Field(
+        None,
+        description="The reader of VAE features made in the same call; stored recipes have it, yours need none.",
+    )
+    max_length: int | None = Field(
+        None,
+        ge=2,
+        description="Tokens that a caption may have; longer ones are cut, and counted. Default: the model's.",
+    )
+    pad: bool = Field(
+        False, description="Store `max_length` positions of every caption, as PixArt's tool does, not the real tokens."
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description=_COMPUTE)
+    token_budget: Positive = Field(4096, description="Tokens a forward, padding included.")
 
 
-Settings = TypeVar("Settings", bound=_Settings)
-_SHOWN = 200  # characters of what was found
-_WORDS = {  # by pydantic's type of an error
-    **dict.fromkeys(("int_type", "int_parsing", "int_from_float", "int_parsing_size"), "must be a whole number"),
-    **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false"),
-    "string_type": "must be text",
-    "path_type": "must be a path, as text",
-}
+class FolderSettings(SettingsBase):
+    """Of the names of PixArt's feature folders."""
+
+    suffix: FolderPart = Field("", description="Comes last in the folders' names, after a `_`.")
 
 
-def validated(kind: type[Settings], values: dict[str, Any]) -> Settings:
-    """Settings from values; raises ConfigError with one line for the first that is wrong."""
-    return validated_in(kind, values, lambda name: name.replace("_", "-"))
+class DecodeSettings(SettingsBase):
+    """`latentmill decode`."""
 
-
-def validated_in(kind: type[Settings], values: dict[str, Any], beginning: Callable[[str], str]) -> Settings:
-    """As `validated`; an error begins with `beginning` of the setting's name ("" for what concerns several)."""
-    try:
-        return kind(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0]) if first["loc"] else ""
-        message = _WORDS.get(first["type"]) or first["msg"].removeprefix("Value error, ")
-        if not name:
-            raise ConfigError(f"{beginning('')}{message}") from error
-        if first["type"] == "extra_forbidden":
-            known = ", ".join(kind.model_fields)
-            raise ConfigError(f"there is no setting {name}. There are: {known}") from error
-        message = message.replace("Input should be", "must be")
-        raise ConfigError(f"{beginning(name)} {message}. Found: {_found(first['input'])}") from error
-
-
-def _found(value: object) -> str:
-    shown = repr(str(value) if isinstance(value, Path) else value)
-    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
+    source: Path = Field(description="A folder or zip of latents that latentmill made.")
+    dest: Path = Field(description="The folder of PNGs that is made.")
+    max_images: Positive | None = Field(None, description="Only the first so many latents.")
+    max_failures: Limit = Field(FailureLimit.parse("10%"), description="Stop when more latents than this are rejected.")
+    check: Literal["stat", "digest"] = Field(
+        "stat", description="How a rerun sees that a latent changed: by size and time, or by its content."
+    )
+    overwrite: bool = Field(False, description="Start anew where latentmill made something before.")
+    model_url: str | None = Field(None, description="The VAE. Default: the model that the latents' metadata names.")
+    batch_size: Positive = Field(8, description="Latents a forward.")
+    threads: Positive | None = Field(None, description="CPU threads of a forward. Default: the usable cores.")
+    device: Device = Field("auto", description="What the model runs on, as of encoding.")

@@ -14,6 +14,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from io import BufferedReader
 from typing import Any
@@ -118,6 +119,34 @@ def image_header(file: BufferedReader[Any], max_pixels: int = DEFAULT_MAX_PIXELS
         warnings.simplefilter("ignore")
         turned = 1 if image.format == "TIFF" else _orientation(image, _exif_of_header(image, file))
         return (image.height, image.width), turned, image.format or ""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFacts:
+    """What the header says beside the pixels. size: (height, width) as stored. format, mode: Pillow's names.
+
+    pictures: how many the file holds. icc: its colour profile, empty without one.
+    """
+
+    size: tuple[int, int]
+    format: str
+    mode: str
+    pictures: int
+    icc: bytes
+
+
+def image_facts(data: bytes, max_pixels: int = DEFAULT_MAX_PIXELS) -> ImageFacts:
+    """What the header of an image's bytes says, without decoding. Raises SampleError."""
+    image = _open(data, max_pixels)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pictures = int(getattr(image, "n_frames", 1))
+    except _PILLOW_ERRORS:
+        pictures = 1
+    icc = image.info.get("icc_profile")
+    profile = icc if isinstance(icc, bytes) else b""
+    return ImageFacts((image.height, image.width), image.format or "", image.mode, pictures, profile)
 
 
 def _exif_of_header(image: Image.Image, file: BufferedReader[Any]) -> Callable[[], Image.Exif]:

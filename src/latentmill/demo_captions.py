@@ -19,6 +19,7 @@ from latentmill.files import write_errors
 from latentmill.importing import import_captioned
 from latentmill.records import Array
 from latentmill.registry import MINI
+from latentmill.report.pictures import Box, shaded
 from latentmill.sources.folders import DATA_FOLDER, DATA_INFO, IMAGE_FOLDER
 from latentmill.verification import verify
 
@@ -98,8 +99,8 @@ def _draw(images: Path, batch: dict[str, Any], decoded: Array, dest: Path) -> No
     for row, pixels in enumerate(decoded):
         y = _MARGIN + _TITLE + row * (_CELL + _GAP)
         original, _ = decode((images / batch["key"][row]).read_bytes())
-        crop = batch["crop"][row].tolist()
-        canvas.paste(thumbnail(_shaded(original, crop, batch["bucket"][row].tolist()), _CELL), (_MARGIN, y))
+        box = _shown(original, batch["crop"][row].tolist(), batch["bucket"][row].tolist())
+        canvas.paste(thumbnail(shaded(original, box), _CELL), (_MARGIN, y))
         canvas.paste(thumbnail(pixels, _CELL), (_MARGIN + _CELL + _GAP, y))
         lines = wrap(batch["captions"][_LABEL][row], _CAPTION_WIDTH)[:_CAPTION_LINES]
         tokens, (high, wide), size = (
@@ -114,11 +115,9 @@ def _draw(images: Path, batch: dict[str, Any], decoded: Array, dest: Path) -> No
         canvas.save(dest)
 
 
-def _shaded(pixels: Array, crop: list[int], bucket: list[int]) -> Array:
-    """The photo, darker where the crop (of the photo scaled to cover the bucket) leaves it out."""
+def _shown(pixels: Array, crop: list[int], bucket: list[int]) -> Box:
+    """The part of the photo that the crop (of the photo scaled to cover the bucket) keeps."""
     height, width = pixels.shape[:2]
     scale = max(bucket[0] / height, bucket[1] / width)
     top, left, bottom, right = (round(side / scale) for side in crop)
-    shaded = (pixels * 0.35 + 255 * 0.4).astype(np.uint8)
-    shaded[top:bottom, left:right] = pixels[top:bottom, left:right]
-    return shaded
+    return top, left, bottom, right

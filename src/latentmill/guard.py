@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -17,10 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from latentmill import logfile
 from latentmill.errors import LatentmillError
-from latentmill.terminal import Board, err, shown, summarise
+from latentmill.events import emit
+from latentmill.terminal import Board, err, shown, suggest, summarise
 
 if TYPE_CHECKING:
+    from latentmill.outcome import Result
     from latentmill.recipe import Recipe
 
 ShownAs = Callable[[str], tuple[str, str]]
@@ -29,9 +32,10 @@ EXIT_FOUND, EXIT_FAILED, EXIT_REJECTS, EXIT_STOPPED = 1, 2, 3, 130
 
 @dataclass
 class _State:
-    """debug: let errors through with their traceback."""
+    """debug: show the traceback of an error. suggesting: say how to look at what was made; drop-in programs do not."""
 
     debug: bool = False
+    suggesting: bool = False
 
 
 state = _State()
@@ -82,8 +86,10 @@ def run_recipes(recipes: Sequence[Recipe], shown_as: ShownAs, source: Path = Pat
     board = Board(shown_as)
     ready = [(recipe, recipe.prepare(board.tell_of)) for recipe in recipes]
     refused: RecipeError | None = None
-    rejected = False
+    rejected = loadable = False
+    made: list[Path] = []
     for recipe, jobs in ready:
+        results: Mapping[str, Result]
         with board:
             try:
                 results = recipe.carry_out(jobs)
@@ -91,8 +97,13 @@ def run_recipes(recipes: Sequence[Recipe], shown_as: ShownAs, source: Path = Pat
                 refused, results = error, error.results
         for name, result in results.items():
             command, what = shown_as(name)
-            summarise(command, result, source, what)
+            summarise(command, result, source, what, job=name)
             rejected |= bool(result.rejected)
+            if result.computed:
+                made.append(result.dest)
+                loadable |= what == "images" and command != "convert"
+    if state.suggesting and refused is None:
+        suggest(made, loadable)
     if refused is not None:
         raise refused
     return EXIT_REJECTS if rejected else 0
@@ -115,17 +126,31 @@ def guarded(work: Callable[[], int]) -> None:
     except KeyboardInterrupt:
         for again in (signal.SIGINT, signal.SIGTERM):  # the way out is short; a second one would only garble it
             signal.signal(again, signal.SIG_IGN)
-        err.print("stopped. What is committed stays; run the same command again to go on")
+        stopped = "stopped. What is committed stays; run the same command again to go on"
+        err.print(stopped)
+        emit("error", type="Stopped", text=stopped)
         code = EXIT_STOPPED
     except LatentmillError as error:
-        if state.debug:
-            raise
+        _show_traceback()
         for each in getattr(error, "errors", {}).values() or (error,):  # of several outputs
             err.print(f"[red]error:[/] {shown(each)}")
+            emit("error", type=type(each).__name__, text=str(each))
         code = EXIT_FAILED
-    except Exception as error:
-        if state.debug:
-            raise
-        err.print(f"[red]error:[/] a fault in latentmill: {type(error).__name__}: {shown(error)} (--debug tells more)")
+    except Exception as error:  # noqa: BLE001 - nobody is above to catch it
+        _show_traceback()
+        fault = f"a fault in latentmill: {type(error).__name__}: {error}"
+        err.print(f"[red]error:[/] {shown(fault)} (--debug tells more)")
+        emit("error", type=type(error).__name__, text=fault)
         code = EXIT_FAILED
     raise typer.Exit(code)
+
+
+def _show_traceback() -> None:
+    """On stderr with --debug; in the log file always."""
+    import traceback
+
+    text = traceback.format_exc()
+    if state.debug:
+        err.print(text, markup=False)
+    else:
+        logfile.write(text, "DETAIL")

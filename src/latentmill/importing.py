@@ -39,6 +39,7 @@ from latentmill.sources.caption_names import import_names
 from latentmill.sources.caption_placing import Exif, Link, Placer
 from latentmill.sources.caption_rows import PROMPT, CaptionedImage, Missing, caption_of
 from latentmill.sources.captioned import CaptionedSet, captioned
+from latentmill.sources.excluding import read_exclusion
 from latentmill.sources.folders import DATA_FOLDER, DATA_INFO, IMAGE_FOLDER
 from latentmill.system import usable_cores
 
@@ -84,6 +85,7 @@ def import_captioned(
     path_column: str | None = None,
     caption_columns: Mapping[str, str] | Sequence[str] | None = None,
     images: Path | str | None = None,
+    exclude: Path | str | None = None,
     threads: int | None = None,
     overwrite: bool = False,
     tell: Tell = quiet,
@@ -93,8 +95,9 @@ def import_captioned(
     PNG and JPEG files are linked or copied (`link`), whatever their names end in; other formats are encoded as PNG.
     flatten: `a/b.png` becomes `a_b.png`. png: JPEG files are encoded as PNG too; with flatten, names are what PixArt's
     single-scale reader finds. exif: "apply" encodes turned photos upright, as PNG. missing_caption: an image without a
-    caption (`prompt`, where the source has one of that name) is rejected, or has "" under every name. overwrite: make
-    every image anew, and replace a `data_info.json` that was edited since.
+    caption (`prompt`, where the source has one of that name) is rejected, or has "" under every name. exclude: a list
+    of images to leave out, see `sources.excluding`. overwrite: make every image anew, and replace a `data_info.json`
+    that was edited since.
     """
     for name, value, allowed in (
         ("link", link, Link),
@@ -104,6 +107,7 @@ def import_captioned(
         if value not in get_args(allowed):
             raise ConfigError(f"{name} must be {' or '.join(get_args(allowed))}. Found: {value!r}")
     started = time.monotonic()
+    exclusion = read_exclusion(Path(exclude) if exclude is not None else None)
     found = captioned(
         source,
         images=images,
@@ -111,6 +115,7 @@ def import_captioned(
         multi_line=multi_line,
         path_column=path_column,
         caption_columns=caption_columns,
+        exclude=exclusion,
     )
     place = _destination(Path(dest), found)
     names = import_names((row.key for row in found.rows), flatten)
@@ -119,6 +124,8 @@ def import_captioned(
     if found.names and PROMPT not in found.names:
         tell(Event("warning", f"no caption is called {PROMPT}, which PixArt's reader looks up: name the one to take"))
     tell(Event("plan", f"{len(found.rows):,} images; captions: {', '.join(found.names) or 'none'}"))
+    if exclusion is not None:
+        tell(Event("plan", exclusion.summary))
     with locked((place,)):
         placer = Placer(found.images, place.path / IMAGE_FOLDER, link, exif, png)
         work = _Import(found, place, placer, missing_caption, tell)

@@ -55,7 +55,7 @@ class Job:
     multiple of so many samples, where batches are by count. measure: seconds that a unit of `batching.cost` takes with
     the encoder. trust: the source is taken to be as it was when the destination was begun. patient: wait for a job
     that writes to the same place, instead of refusing. recipe: stored with the result. called: comes first in an error,
-    where other jobs run beside this one.
+    where other jobs run beside this one. followed: what follows its workers, once they are begun.
     """
 
     source: Source
@@ -78,6 +78,7 @@ class Job:
     tell: Callable[[Event], None] = field(default=lambda event: None)
     devices: tuple[str, ...] = ()
     whole: int = 1
+    followed: Live | None = None
 
     @property
     def places(self) -> list[Container]:
@@ -118,7 +119,8 @@ class Job:
     def follow(self, begun: Begun) -> Live:
         """Follows the workers, from what is done already."""
         assert begun.plan is not None
-        return Live(begun.plan, begun.done, self.outputs, self.max_failures, self.tell)
+        self.followed = Live(begun.plan, begun.done, self.outputs, self.max_failures, self.tell)
+        return self.followed
 
     def end(self, begun: Begun, running: float) -> Result:
         """Finish what workers have done. running: seconds from the first batch to the last commit."""
@@ -147,6 +149,7 @@ class Job:
             "seconds_running": round(running, 3),
             "seconds_by_stage": seconds,
             "workers": self.workers,
+            "timeline": [] if self.followed is None else self.followed.timeline.points,
         }
         tally = finish(plan, self.primary.work, self.outputs, self.describe, report, self.recipe)
         plan.retire()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import heapq
+import time
+from collections import Counter
 from collections.abc import Sequence
 
 from latentmill.config_types import FailureLimit
@@ -11,6 +13,28 @@ from latentmill.manifest import Plan
 from latentmill.outcome import Event, Tell
 from latentmill.records import Progress, ShardReport
 from latentmill.worker import Output
+
+_POINTS = 200  # of a timeline, at most
+
+
+class Timeline:
+    """Images committed over the seconds since it began; however long a run is, a few hundred points of it."""
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+        self.points: list[tuple[float, int]] = []
+        self._step, self._left = 1, 0
+
+    def add(self, committed: int) -> None:
+        """What is committed by now; where there is no room for each, the last of every few."""
+        point = round(time.monotonic() - self.began, 3), committed
+        if self._left:
+            self.points[-1] = point
+        else:
+            self.points.append(point)
+        self._left = (self._left or self._step) - 1
+        if len(self.points) > _POINTS:
+            self.points, self._step, self._left = self.points[1::2], 2 * self._step, 0
 
 
 class Live:
@@ -22,15 +46,19 @@ class Live:
         self.plan, self.outputs, self.max_failures, self.tell = plan, outputs, max_failures, tell
         self.next = unbroken(done)
         self.ahead = sorted(shard for shard in done if shard > self.next)
+        self.timeline = Timeline()
         reports = [plan.report(shard) for shard in done]
-        self.images = self.committed = sum(report.images for report in reports)
+        self.images = self.committed = self.before = sum(report.images for report in reports)
         self.rejected = sum(report.rejected for report in reports)
         self.skipped = sum(report.skipped for report in reports)
+        self.seconds: Counter[str] = Counter()
         self._tell()
 
     def take(self, event: Progress | ShardReport) -> None:
         if isinstance(event, ShardReport):
             self.committed += event.images
+            self.timeline.add(self.committed - self.before)
+            self.seconds.update(event.seconds)
             heapq.heappush(self.ahead, event.shard)
             while self.ahead and self.ahead[0] == self.next:
                 heapq.heappop(self.ahead)
@@ -50,7 +78,8 @@ class Live:
             )
 
     def _tell(self) -> None:
-        self.tell(Event("progress", "", self.plan.images, self.images, self.committed, self.rejected, self.skipped))
+        counts = (self.plan.images, self.images, self.committed, self.rejected, self.skipped)
+        self.tell(Event("progress", "", *counts, dict(self.seconds)))
 
 
 def unbroken(done: set[int]) -> int:

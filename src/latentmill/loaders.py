@@ -20,6 +20,7 @@ from latentmill.loaders_arrays import ArrayFiles, PictureFiles
 from latentmill.loaders_draws import Draws
 from latentmill.loaders_index import read_index
 from latentmill.loaders_pairs import paired_columns
+from latentmill.loaders_sample import Origin, Sample
 from latentmill.loaders_text import TextFeatures, check_weights, encodings, names_of
 from latentmill.loaders_text import collate as collate
 from latentmill.loaders_variants import check_same_variant, found_variants, partners
@@ -28,7 +29,7 @@ from latentmill.records import Array
 from latentmill.transforms.variant import PLAIN, Variant
 
 if TYPE_CHECKING:
-    from latentmill.encoders.vae import DecoderSpec
+    from PIL.Image import Image
 
 Normalize = Literal["factor", "channel", "none"]
 Posterior = Literal["sample", "mean"]
@@ -82,12 +83,12 @@ def _paths(told: str | Path | Sequence[str | Path]) -> list[Path]:
     return [Path(told)] if isinstance(told, str | Path) else list(map(Path, told))
 
 
-class LatentDataset(Dataset[dict[str, Any]]):
+class LatentDataset(Dataset[Sample]):
     """Map-style dataset over a folder or a zip; picklable, safe under fork and spawn.
 
-    A sample is a dict: `moments` float32 (2C, h, w), as stored (only where moments are stored); `latent` float32
-    (C, h, w), normalised (of FLUX.2 with normalize="factor": (4C, h/2, w/2)); `image` uint8 (3, H, W), only with
-    images; `label` int (-1 where there is none); `key` str.
+    A sample is a dict that can `show()` itself: `moments` float32 (2C, h, w), as stored (only where moments are
+    stored); `latent` float32 (C, h, w), normalised (of FLUX.2 with normalize="factor": (4C, h/2, w/2)); `image` uint8
+    (3, H, W), only with images; `label` int (-1 where there is none); `key` str.
     Of bucketed latents, and where there are variants by crop, int64: `size` (2,), height and width of the source image;
     `crop` (4,), the top, left, bottom and right of what is shown in the scaled image; `bucket` (2,), height and width.
     With variants, all is of one that is drawn at every access: `flip` bool, whether it is mirrored; `crop` is that of
@@ -114,7 +115,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
             raise ConfigError(f"posterior must be sample or mean. Found: {posterior!r}")
         self.statistic, self.posterior = latent.statistic, posterior
         self.channels = model.latent_channels
-        self._path, self._augmented = latents, variants
+        self.path, self.images, self.normalize, self._augmented = latents, images, normalize, variants
         own = Variant.of(self.metadata.fingerprint)
         found = found_variants(latents, self.metadata) if variants else [(own, latents)]
         self.variants, places = [variant for variant, _ in found], [place for _, place in found]
@@ -125,7 +126,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         self._images = [] if images is None else self._pictures(places, self._beside(images))
         self._affine = self._normalisation(normalize)
         self._draws = Draws(self._affine, self.statistic == "moments", posterior == "sample")
-        self._decoder: DecoderSpec | None = None
+        self.origin = Origin(latents, images, model, latent, self._affine, tuple(self.metadata.classes or ()))
         self.text: dict[str, TextFeatures] = {}
         self.vision: dict[str, list[VisionFeatures]] = {}  # of every variant
         self.caption_dropout = 0.0
@@ -220,7 +221,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
             if name in self.vision:
                 raise SourceError(f"{self.vision[name][0].folder} and {folder} are both called {name}: rename one")
             found = [VisionFeatures(place) for place in self._beside(folder)]
-            check_same_variant(self.metadata, found[0].metadata, self._path, folder)
+            check_same_variant(self.metadata, found[0].metadata, self.path, folder)
             known = np.stack([self._aligned(features, keys) for features in found], axis=1) & self._index.known
             lacking = np.flatnonzero(~known.any(axis=1))
             if len(lacking):
@@ -265,15 +266,17 @@ class LatentDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self._index)
 
-    def __getitem__(self, position: int) -> dict[str, Any]:
+    def __getitem__(self, position: int) -> Sample:
+        index, count = self._index, len(self._index)
         if position < 0:
-            position += len(self)
-        if not 0 <= position < len(self):
+            position += count
+        if not 0 <= position < count:
             raise IndexError(position)
-        number, key, variant = int(self.numbers[position]), self.key(position), self._index.draw(position)
-        row = self._index.row(position, variant)
+        number, key, variant = int(index.numbers[position]), index.key(position), index.draw(position)
+        row = index.row(position, variant)
         stored = self._latents[variant].read(row, number, key).astype(np.float32, copy=False)
-        sample: dict[str, Any] = {"label": int(self.labels[position]), "key": key}
+        sample = Sample(label=int(index.labels[position]), key=key)
+        sample._of = self.origin
         if self._augmented:
             sample["flip"] = self.variants[variant].flip
         if self.statistic == "moments":
@@ -281,7 +284,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         sample["latent"] = self._draws(stored)
         if self._images:
             sample["image"] = self._images[variant].read(row, number)
-        box = self._index.box(position, variant)
+        box = index.box(position, variant)
         if box is not None:
             how = torch.from_numpy(box)
             sample |= {"size": how[:2], "crop": how[2:6], "bucket": how[6:]}
@@ -312,17 +315,27 @@ class LatentDataset(Dataset[dict[str, Any]]):
 
         Raises ModelError.
         """
-        from latentmill.encoders.decoder import decoded, decoder_spec, model_of
-        from latentmill.encoders.device import choose_device, restore_torch
+        return self.origin.decode(latents, device)
 
-        latent, model = self.metadata.latent, self.metadata.model
-        assert latent is not None and model is not None
-        if self._decoder is None:
-            self._decoder = decoder_spec(model_of(model, None), latent, choose_device(device), torch.get_num_threads())
-        try:
-            return decoded(self._decoder, list(self.denormalize(latents.detach().cpu()).float().numpy()))
-        finally:
-            restore_torch()
+    def show(self, n: int = 16, decode: bool = False, device: str = "auto") -> Image | None:
+        """Display `n` samples, evenly spread, in a notebook; elsewhere give one picture (PIL) of them.
+
+        Images where they are paired, else latents as `Sample.show` has them; with `decode`, what the VAE makes of the
+        latents. The draws that follow are those that would have come without looking. Raises as `Sample.show`.
+        """
+        from latentmill.showing.datasets import show
+
+        return show(self, n, decode, device)
+
+    def _repr_html_(self) -> str:
+        from latentmill.showing.datasets import dataset_html
+
+        return dataset_html(self)
+
+    def __repr__(self) -> str:
+        from latentmill.showing.datasets import dataset_text
+
+        return dataset_text(self)
 
 
 def _metadata(path: Path, kind: str) -> Metadata:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from latentmill.errors import ConfigError, SourceError
 from latentmill.formats.metadata import METADATA_JSON, WORK_FOLDER, Metadata
+from latentmill.nearby import result_near
 from latentmill.transforms.variant import Variant
+from latentmill.wording import hinted
 
 _SUFFIX = re.compile(r"(?:-crop([1-9]\d*))?(-flip)?")
 _OWN = frozenset({"flip", "crop", "crop_seed"})
@@ -39,7 +41,7 @@ def partners(root: Path, variants: Sequence[Variant]) -> list[Path]:
     """
     plain = Metadata.read_beside(root) if root.exists() else None
     if plain is None:
-        raise SourceError(f"{root} holds nothing that latentmill made (no {METADATA_JSON})")
+        raise SourceError(hinted(f"{root} holds nothing that latentmill made (no {METADATA_JSON})", result_near(root)))
     if Variant.of(plain.fingerprint).suffix:
         raise SourceError(f"variants=True takes the plain one, beside which its variants lie. Found: {root}, a variant")
     for variant in variants:

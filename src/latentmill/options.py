@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from latentmill import completing
+
 
 class Transform(StrEnum):
     none = "none"
@@ -93,50 +95,100 @@ class Link(StrEnum):
     symlink = "symlink"
 
 
-_FROM, _VAE, _TEXT = "Source", "VAE features", "Text features"  # panels of the help
+SOURCE_PANEL, VAE_PANEL, TEXT_PANEL = "Source", "VAE", "Text features"  # panels of the help, by purpose
+PICTURE_PANEL, SPEED_PANEL, RERUN_PANEL = "Pictures", "Speed and memory", "Rejects and reruns"
+_FROM, _VAE, _TEXT = SOURCE_PANEL, VAE_PANEL, TEXT_PANEL
 SOURCE_HELP = "Folder of images with captions beside them, or a table: PixArt's JSON, .jsonl, .csv, .tsv."
 
 Source = Annotated[Path, typer.Option(help="Folder (walked recursively) or .zip of images.", show_default=False)]
 Dest = Annotated[Path, typer.Option(help="Folder or .zip to make.", show_default=False)]
-Resolution = Annotated[str | None, typer.Option(metavar="WxH", help="Size of every result, as 256x256 or 256,256.")]
+Resolution = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WxH", help="Size of every result, as 256x256 or 256,256.", autocompletion=completing.resolutions
+    ),
+]
 TransformOption = Annotated[
     str,
     typer.Option(
-        metavar="|".join(Transform), help="How an image becomes that size; also one that another package brings."
+        metavar="NAME",
+        help=f"How an image becomes that size: {', '.join(Transform)}, or one that another package brings.",
+        autocompletion=completing.transforms,
     ),
 ]
 MaxImages = Annotated[int | None, typer.Option(metavar="N", help="Only the first N images of the source.")]
-MaxPixels = Annotated[int, typer.Option(metavar="N", help="Reject images of more pixels (decompression bombs).")]
+Exclude = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Keys of images to leave out, one a line: a list that `audit --list` writes.",
+        rich_help_panel=SOURCE_PANEL,
+    ),
+]
+MaxPixels = Annotated[
+    int,
+    typer.Option(metavar="N", help="Reject images of more pixels (decompression bombs).", rich_help_panel=RERUN_PANEL),
+]
 MaxFailures = Annotated[
     str,
-    typer.Option(metavar="N|P%", help="Stop when more images are rejected; a percentage is judged after 100 images."),
+    typer.Option(
+        metavar="N|P%",
+        help="Stop when more images are rejected; a percentage is judged after 100 images.",
+        rich_help_panel=RERUN_PANEL,
+        autocompletion=completing.percentages,
+    ),
 ]
 CheckOption = Annotated[
-    Check, typer.Option(help="How a rerun sees that an image changed: size and time, or its content.")
+    Check,
+    typer.Option(
+        help="How a rerun sees that an image changed: size and time, or its content.", rich_help_panel=RERUN_PANEL
+    ),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Start anew where latentmill made something before.")]
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Start anew where latentmill made something before.", rich_help_panel=RERUN_PANEL),
+]
 TrustSource = Annotated[
     bool,
     typer.Option(
         "--trust-source",
         help="Take the source to be as it was, unlisted, where the result is finished or begun.",
+        rich_help_panel=RERUN_PANEL,
     ),
 ]
-ExifOption = Annotated[Exif, typer.Option(help="Keep the stored orientation, or turn pictures upright.")]
-AlphaOption = Annotated[Alpha, typer.Option(help="Drop transparency, or lay the picture on white or black.")]
+ExifOption = Annotated[
+    Exif, typer.Option(help="Keep the stored orientation, or turn pictures upright.", rich_help_panel=PICTURE_PANEL)
+]
+AlphaOption = Annotated[
+    Alpha,
+    typer.Option(help="Drop transparency, or lay the picture on white or black.", rich_help_panel=PICTURE_PANEL),
+]
 Device = Annotated[
     str,
     typer.Option(
         metavar="DEVICE",
         help="auto, cpu, mps, cuda (every GPU), cuda:0,1, or cpu:N: an encoder process for each of N.",
+        rich_help_panel=SPEED_PANEL,
+        autocompletion=completing.devices,
     ),
 ]
 RunnerOption = Annotated[
-    str, typer.Option("--runner", metavar="local|ray", help="This machine, or a Ray cluster with a shared file system.")
+    str,
+    typer.Option(
+        "--runner",
+        metavar="local|ray",
+        help="This machine, or a Ray cluster with a shared file system.",
+        rich_help_panel=SPEED_PANEL,
+        autocompletion=completing.runners,
+    ),
 ]
 RayAddress = Annotated[
     str | None,
-    typer.Option(metavar="HOST:PORT", help="Cluster to join, or auto. Default: RAY_ADDRESS, else one started here."),
+    typer.Option(
+        metavar="HOST:PORT",
+        help="Cluster to join, or auto. Default: RAY_ADDRESS, else one started here.",
+        rich_help_panel=SPEED_PANEL,
+    ),
 ]
 
 # of the text-to-image commands
@@ -168,7 +220,11 @@ MissingCaption = Annotated[
 DataInfo = Annotated[Path, typer.Option("--data-info", help=SOURCE_HELP, show_default=False)]
 Vae = Annotated[
     str | None,
-    typer.Option(help="Short name, hub repository or folder. Makes VAE features.", rich_help_panel=_VAE),
+    typer.Option(
+        help="Short name, hub repository or folder. Makes VAE features.",
+        rich_help_panel=_VAE,
+        autocompletion=completing.vaes,
+    ),
 ]
 ResolutionOption = Annotated[
     int,
@@ -188,6 +244,7 @@ Buckets = Annotated[
         metavar="TABLE",
         help="reference; grid, grid:STEP or grid:STEP:LOW:HIGH (ratios); auto:N, fitted to the images.",
         rich_help_panel=_VAE,
+        autocompletion=completing.buckets,
     ),
 ]
 FitOption = Annotated[
@@ -202,38 +259,60 @@ BatchSize = Annotated[
     typer.Option(
         metavar="N|auto",
         help="Images a forward; auto measures which is fastest. Default: 8 of 512x512, fewer of larger ones.",
-        rich_help_panel=_VAE,
+        rich_help_panel=SPEED_PANEL,
+        autocompletion=completing.batch_sizes,
     ),
 ]
 TilingOption = Annotated[
     Tiling,
     typer.Option(
-        help="Encode in tiles: images that do not fit in memory, all larger ones, or none.", rich_help_panel=_VAE
+        help="Encode in tiles: images that do not fit in memory, all larger ones, or none.",
+        rich_help_panel=SPEED_PANEL,
     ),
 ]
 ChannelsLast = Annotated[
     bool,
     typer.Option(
-        "--channels-last", help="NHWC in memory: faster on a GPU; latents differ a little.", rich_help_panel=_VAE
+        "--channels-last",
+        help="NHWC in memory: faster on a GPU; latents differ a little.",
+        rich_help_panel=SPEED_PANEL,
     ),
 ]
 CompileOption = Annotated[
     bool,
     typer.Option(
-        "--compile", help="torch.compile, once for each shape: faster on a GPU; latents differ a little.",
-        rich_help_panel=_VAE,
+        "--compile",
+        help="torch.compile, once for each shape: faster on a GPU; latents differ a little.",
+        rich_help_panel=SPEED_PANEL,
     ),
-]  # fmt: skip
+]
 StoredDtype = Annotated[SaveDtype, typer.Option(help="Precision of the stored latents.", rich_help_panel=_VAE)]
-PixelRange = Annotated[str, typer.Option(metavar="-1,1|0,1", help="Range of the VAE's input.", rich_help_panel=_VAE)]
+PixelRange = Annotated[
+    str,
+    typer.Option(
+        metavar="-1,1|0,1",
+        help="Range of the VAE's input: -1,1 (REPA, SiT, DiT, PixArt) or 0,1 (EDM2).",
+        rich_help_panel=_VAE,
+        autocompletion=completing.pixel_ranges,
+    ),
+]
 Revision = Annotated[str | None, typer.Option(help="Of the VAE's hub repository.", rich_help_panel=_VAE)]
 Subfolder = Annotated[str | None, typer.Option(help="Folder of the VAE inside the model.", rich_help_panel=_VAE)]
 LoadingThreads = Annotated[
-    int | None, typer.Option(metavar="N", help="Loading threads. Default: the usable cores.", rich_help_panel=_VAE)
+    int | None,
+    typer.Option(metavar="N", help="Loading threads. Default: the usable cores.", rich_help_panel=SPEED_PANEL),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="CPU threads a forward. Default: the usable cores.", rich_help_panel=SPEED_PANEL),
 ]
 TextEncoder = Annotated[
     str | None,
-    typer.Option(help="T5: short name, hub repository or folder. Makes text features.", rich_help_panel=_TEXT),
+    typer.Option(
+        help="T5: short name, hub repository or folder. Makes text features.",
+        rich_help_panel=_TEXT,
+        autocompletion=completing.text_encoders,
+    ),
 ]
 CaptionLabel = Annotated[
     list[str] | None, typer.Option(help="Which caption; repeatable. Default: prompt.", rich_help_panel=_TEXT)
@@ -253,24 +332,35 @@ Pad = Annotated[
     ),
 ]  # fmt: skip
 TokenBudget = Annotated[
-    int, typer.Option(metavar="N", help="Tokens a forward, padding included.", rich_help_panel=_TEXT)
+    int, typer.Option(metavar="N", help="Tokens a forward, padding included.", rich_help_panel=SPEED_PANEL)
 ]
 TextRevision = Annotated[str | None, typer.Option(help="Of the text encoder's hub repository.", rich_help_panel=_TEXT)]
 
 ResizeOption = Annotated[
     Resize,
-    typer.Option(help="fast decodes large JPEGs at reduced scale: 99.9 % of a photo's values within 14 of 255 levels."),
+    typer.Option(
+        help="fast decodes large JPEGs at reduced scale: 99.9 % of a photo's values within 14 of 255 levels.",
+        rich_help_panel=PICTURE_PANEL,
+    ),
 ]
 FlipOption = Annotated[
-    Flip, typer.Option(help="both: every image mirrored too, in DEST-flip, for a loader to pick from.")
+    Flip,
+    typer.Option(
+        help="both: every image mirrored too, in DEST-flip, for a loader to pick from.", rich_help_panel=PICTURE_PANEL
+    ),
 ]
 Crops = Annotated[
     int,
-    typer.Option(metavar="N", help="Crops of every image: the transform's own, then others in DEST-crop1 and so on"),
+    typer.Option(
+        metavar="N",
+        help="Crops of every image: the transform's own, then others in DEST-crop1 and so on.",
+        rich_help_panel=PICTURE_PANEL,
+    ),
 ]
-CropSeed = Annotated[int, typer.Option(metavar="N", help="Of the drawn crops' places.")]
+CropSeed = Annotated[int, typer.Option(metavar="N", help="Of the drawn crops' places.", rich_help_panel=PICTURE_PANEL)]
 IndivisibleOption = Annotated[
-    Indivisible, typer.Option(help="What becomes of sides that the VAE's factor does not divide.")
+    Indivisible,
+    typer.Option(help="What becomes of sides that the VAE's factor does not divide.", rich_help_panel=PICTURE_PANEL),
 ]
 StoreOption = Annotated[
     Store,
@@ -279,3 +369,10 @@ StoreOption = Annotated[
         rich_help_panel=_VAE,
     ),
 ]
+
+
+def caption_columns(columns: list[str] | None) -> dict[str, str] | None:
+    """Columns by caption name, of `NAME=COLUMN` or a name that is both; None where nothing is told."""
+    if not columns:
+        return None
+    return {parts[0]: parts[-1] for parts in (text.split("=", 1) for text in columns)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from latentmill.planning import Changes
@@ -13,7 +13,8 @@ from latentmill.planning import Changes
 class Event:
     """What a person is told while a job runs. kind: `plan`, `progress` or `warning`; the figures are of progress.
 
-    done: images computed; committed: of them, those in committed shards, which a kill cannot take back.
+    done: images computed; committed: of them, those in committed shards, which a kill cannot take back. seconds: of
+    this run's committed shards, by stage.
     """
 
     kind: str
@@ -23,6 +24,7 @@ class Event:
     committed: int = 0
     rejected: int = 0
     skipped: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,30 @@ class Result:
     rejects: Path | None
     already_done: bool = False
     changes: Changes | None = None
+
+    def _repr_html_(self) -> str:
+        from latentmill.showing.results import result_html
+
+        return result_html(self)
+
+    def __repr__(self) -> str:
+        from latentmill.showing.results import result_text
+
+        return result_text(self)
+
+
+class Results(dict[str, Result]):
+    """The results of a recipe's outputs, by name."""
+
+    def _repr_html_(self) -> str:
+        from latentmill.showing.results import results_html
+
+        return results_html(self)
+
+    def __repr__(self) -> str:
+        from latentmill.showing.results import results_text
+
+        return results_text(self)
 
 
 Tell = Callable[[Event], None]

@@ -209,6 +209,8 @@ def _execute(jobs: Sequence[tuple[Job, Begun]], run: Runner) -> float:
             raise TooManyFailuresError(f"{job.called}{error}") from error
 
     started = time.monotonic()
+    for _, _, follower in left:
+        follower.timeline.began = started
     jobs_left = [job for job, _, _ in left]
     task = Task(parts, max(job.load_threads for job in jobs_left), _devices(jobs_left), not apart)
     run(task, units, workers, emit)

@@ -26,16 +26,20 @@ from latentmill.config_types import FILES
 from latentmill.errors import ConfigError, LatentmillError, ModelError, SourceError
 from latentmill.files import printable, replace_text
 from latentmill.formats.metadata import RECIPE_TOML
-from latentmill.outcome import Event, Result, Tell, quiet
+from latentmill.nearby import instead_of
+from latentmill.outcome import Event, Result, Results, Tell, quiet
 from latentmill.outputs.kinds import KINDS, Chosen, Kind, kind_of
 from latentmill.outputs.shared import Shared
 from latentmill.passes import Prepared, run_pass, runner_of
+from latentmill.plugins import ENCODERS, installed
 from latentmill.recipe_checks import OF_SETS, RUN_FIELDS, SOURCE_FIELDS, check_names, check_places, check_table, close
 from latentmill.recipe_file import NO_FILE, Keys, RecipeFile, in_recipe_words, read_recipe
 from latentmill.recipe_stored import SOURCE_NAMES, recipe_of, resolved_settings, stored_toml
 from latentmill.transforms.variant import Variant
+from latentmill.wording import hinted
 
 if TYPE_CHECKING:
+    from latentmill.recipe_plan import RecipePlan
     from latentmill.registry import TextSetMember
 
 TellOf = Callable[[str], Tell]
@@ -123,7 +127,7 @@ class Recipe:
             raise ConfigError(f"{self.file.place(('source',))}[source] needs path")
         own = {told: name for name, told in SOURCE_NAMES.items()}
         source = {own.get(name, name): value for name, value in source.items()}
-        for name in ("source", "images"):
+        for name in ("source", "images", "exclude"):
             if source.get(name) is not None:
                 source[name] = self._located(source[name], ("source", SOURCE_NAMES.get(name, name)))
         return source
@@ -148,13 +152,15 @@ class Recipe:
         return self._located(self.dest, ("dest",))
 
     def _model(self, name: Any, keys: Keys) -> Any:
-        """A model's folder is relative to the file, as other paths; other names are as they are."""
+        """A model's folder is relative to the file, as other paths; names, installed ones included, are as they are."""
         if not isinstance(name, str) or self.folder == Path() or self.file.is_told(keys):
             return name
         from latentmill.registry import MINI
 
         folder = self.folder / os.path.expanduser(name)  # noqa: PTH111
-        return str(folder) if name != MINI and len(name) < _LONGEST and folder.is_dir() else name
+        if name == MINI or len(name) >= _LONGEST or not folder.is_dir() or name in installed(ENCODERS):
+            return name
+        return str(folder)
 
     def _output(self, name: str, table: Any, source: Mapping[str, Any]) -> Iterator[Chosen]:
         keys: Keys = ("outputs", name)
@@ -207,9 +213,20 @@ class Recipe:
     def check_source(self, chosen: SourceSettings) -> None:
         if self.of_options or chosen.source_kind != FILES:
             return
-        for path, keys in ((chosen.source, ("source", "path")), (chosen.images, ("source", "images"))):
+        for name in ("source", "images", "exclude"):
+            path, keys = getattr(chosen, name), ("source", SOURCE_NAMES.get(name, name))
             if path is not None and not os.path.exists(path):  # noqa: PTH110 - False of what is no path at all
-                raise SourceError(f"{self.file.place(keys)}{'.'.join(keys)} does not exist: {printable(str(path))}")
+                place = f"{self.file.place(keys)}{'.'.join(keys)}"
+                raise SourceError(hinted(f"{place} does not exist: {printable(str(path))}", instead_of(path)))
+
+    def plan(self) -> RecipePlan:
+        """What `run` would do: counts, buckets, bytes, time, rejects seen; nothing is written.
+
+        Raises LatentmillError, but not for a model that cannot be had.
+        """
+        from latentmill.recipe_plan import plan_of
+
+        return plan_of(self)
 
     # jobs
 
@@ -223,6 +240,7 @@ class Recipe:
             tell = self.worded(tell_of(each.name))
             with self.naming(each):
                 runner_of(each.settings.runner, each.settings.ray_address)
+                shared.tell_excluded(each.settings, tell)
                 jobs = each.kind.prepare()(each.settings, shared, tell)
             if others := [Variant.of(job.job.fingerprint).suffix for job in jobs[1:]]:
                 tell(Event("plan", f"the same for {', '.join(each.name + suffix for suffix in others)}"))
@@ -269,7 +287,7 @@ class Recipe:
 
         return tell_once
 
-    def run(self, tell_of: TellOf = lambda name: quiet) -> dict[str, Result]:
+    def run(self, tell_of: TellOf = lambda name: quiet) -> Results:
         """Make every output; gives what became of each, by name.
 
         Outputs of images are made in one pass, then those of captions. One that refuses (its settings are others than
@@ -277,9 +295,9 @@ class Recipe:
         """
         return self.carry_out(self.prepare(tell_of))
 
-    def carry_out(self, jobs: Sequence[Named]) -> dict[str, Result]:
+    def carry_out(self, jobs: Sequence[Named]) -> Results:
         """Run what `prepare` gave; see `run`."""
-        results: dict[str, Result] = {}
+        results = Results()
         errors: dict[str, LatentmillError] = {}
         passes = _passes(jobs)
         for group in passes:
@@ -294,6 +312,16 @@ class Recipe:
         if errors:
             raise RecipeError(errors, results)
         return results
+
+    def _repr_html_(self) -> str:
+        from latentmill.showing.plans import recipe_html
+
+        return recipe_html(self)
+
+    def __repr__(self) -> str:
+        from latentmill.showing.plans import recipe_text
+
+        return recipe_text(self)
 
     # the recipe with its result
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from latentmill.errors import ConfigError, SourceError
+from latentmill.nearby import instead_of
+from latentmill.wording import hinted
 
 _SYNTAX_PLACE = re.compile(r"(.*) \(at line (\d+), column (\d+)\)")
 _TOKEN = re.compile(
@@ -33,7 +35,7 @@ _OPTION_NAMES = {
     "dest": "path",
     "data-info": "path",
 }
-_PATHS = frozenset({"dest", "source", "path", "images", "pixels"})  # settings
+_PATHS = frozenset({"dest", "source", "path", "images", "exclude", "pixels"})  # settings
 Keys = tuple[str, ...]  # of a setting, as ("outputs", "sd", "resolution")
 
 
@@ -85,7 +87,8 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, An
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise SourceError(f"the recipe {path} cannot be read: {error.strerror or error}") from error
+        text = f"the recipe {path} cannot be read: {error.strerror or error}"
+        raise SourceError(hinted(text, _rather(path))) from error
     except UnicodeDecodeError as error:
         raise SourceError(f"the recipe {path} is not UTF-8 text (byte {error.start:,})") from error
     try:
@@ -221,3 +224,10 @@ def _without_none(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_without_none(inner) for inner in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def _rather(path: Path) -> str:
+    """What to do where a recipe cannot be read: take another, or have one made."""
+    if path.is_dir():
+        return f" It is a folder; to have a recipe written for photos in it: latentmill init {path}"
+    return instead_of(path) or " To have one written: latentmill init PHOTOS"

@@ -69,30 +69,33 @@ class Look:
             yield f"text features, and latents named as the images are, would be refused: {self.why}"
 
 
-def write_recipe(source: Path, dest: Path) -> list[str]:
-    """Write a recipe; gives what was seen, a line each. Raises SourceError; DestinationError where `dest` exists."""
+def write_recipe(source: Path, dest: Path, exclude: Path | None = None) -> list[str]:
+    """Write a recipe; gives what was seen, a line each. Raises SourceError; DestinationError where `dest` exists.
+
+    exclude: a list of keys to leave out, which the recipe then names.
+    """
     if dest.exists() or dest.is_symlink():
         raise DestinationError(f"{dest} is there already: give another file (--out), or remove it")
-    look = look_at(source)
+    look = look_at(source, exclude)
     with write_errors(dest):
         dest.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(dest, recipe_text(source, dest, look))
+    replace_text(dest, recipe_text(source, dest, look, exclude))
     first, *others = look.lines()
     return [f"{source}: {first}", *others]
 
 
-def look_at(source: Path) -> Look:
-    """See what a source holds. Raises SourceError."""
+def look_at(source: Path, exclude: Path | None = None) -> Look:
+    """See what a source holds, without what a list excludes. Raises SourceError."""
     try:
-        str(source).encode()
+        f"{source}{exclude or ''}".encode()
     except UnicodeEncodeError as error:
         raise SourceError(f"TOML is UTF-8 text, and this path is not: {printable(str(source))}. Rename it") from error
-    shared, chosen = Shared(), validated(PixelSettings, {"source": source, "dest": source})
+    shared, chosen = Shared(), validated(PixelSettings, {"source": source, "dest": source, "exclude": exclude})
     images, listing = shared.numbered_images(chosen, numbering=False)
     seen = (listing.count, len(listing.classes or ()), probe_sizes(images, listing))
     if not source.is_dir() and source.suffix.lower() not in TABLES:
         return Look(*seen)
-    found = captioned(source)
+    found = captioned(source, exclude=shared.exclusion(chosen))
     counts: Counter[str] = Counter(name for row in found.rows for name in row.captions)
     faults = Counter(name for row in found.rows for name in row.faults)
     captions = {name: counts[name] - faults[name] for name in found.names if counts[name]}
@@ -112,14 +115,14 @@ def _reader(found: CaptionedSet) -> tuple[ReaderKind | None, str]:
     return None, why
 
 
-def recipe_text(source: Path, dest: Path, look: Look) -> str:
+def recipe_text(source: Path, dest: Path, look: Look, exclude: Path | None = None) -> str:
     """The recipe: pixels and latents, or latents in buckets and text features; the other of the two as comments."""
     parts = [
         HEAD.format(
             images=f"{counted(look.images, 'images')} {look.shape}",
             dest=_toml("dest", _free_folder(source, dest)),
             path=_toml("path", _from(source, dest)),
-            missing=_missing(look),
+            found=(_toml("exclude", _from(exclude, dest)) + "\n" if exclude is not None else "") + _missing(look),
         )
     ]
     numbered, named = CLASSES.format(side=look.side), _captioned(look)

@@ -9,7 +9,7 @@ HEAD = """\
 
 [source]
 {path}
-{missing}# exif = "apply"                   # turn photos upright that their camera says are turned; default: as stored
+{found}# exif = "apply"                   # turn photos upright that their camera says are turned; default: as stored
 # alpha = "white"                  # what lies behind transparent pixels; default: transparency is dropped
 # max_images = 100                 # a trial
 

@@ -89,6 +89,16 @@ class RecipePlan:
         known = [each.seconds for each in self.outputs if each.seconds is not None]
         return sum(known) + (self.reading or 0.0) if known else None
 
+    def _repr_html_(self) -> str:
+        from latentmill.showing.plans import plan_html
+
+        return plan_html(self)
+
+    def __repr__(self) -> str:
+        from latentmill.showing.plans import plan_text
+
+        return plan_text(self)
+
 
 class _Planning:
     """Gathers a RecipePlan, output by output."""

@@ -17,13 +17,14 @@ from latentmill.config import OutputSettings, SourceSettings
 from latentmill.devices import encoder_device
 from latentmill.job import Job
 from latentmill.outputs.kinds import Chosen
+from latentmill.plugins import ENCODERS, installed
 from latentmill.recipe_file import to_toml
 
 SOURCE_NAMES = {"source": "path", "source_kind": "kind", "source_options": "options"}  # in `[source]`
 _RESOLVED = ("batch_size", "threads")  # of the fingerprint
 _ALWAYS = frozenset({"model"})  # told as by default too
 _MODELS = frozenset({"model", "repository"})
-_IN_SOURCE = frozenset({"source", "images"})
+_IN_SOURCE = frozenset({"source", "images", "exclude"})
 _SLICES = frozenset({"start_index", "end_index"})  # whose results add up to the whole
 _NOT_STORED = frozenset(
     {"num_workers", "max_failures", "check", "overwrite", "trust_source", "wait", "runner", "ray_address"}
@@ -105,7 +106,7 @@ def _is_folder(model: Any) -> bool:
     """Whether a model is given by its folder."""
     from latentmill.registry import FAKE, MINI, TEXT_SETS
 
-    return model not in (MINI, FAKE, *TEXT_SETS) and Path(model).is_dir()
+    return model not in (MINI, FAKE, *TEXT_SETS) and Path(model).is_dir() and model not in installed(ENCODERS)
 
 
 def _plain(name: str, value: Any) -> Any:

@@ -22,10 +22,9 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 from latentmill.errors import ConfigError
 from latentmill.files import digest
 from latentmill.records import Array
+from latentmill.sampling_settings import batch_sizes_of, codes_of, integer, rank_of, some
 
 _VERSION = 1  # of how an epoch's order follows from its settings
-_NAMED = 6  # so many buckets or differences does a message name
-_LONGEST_SIDE = 2**31 - 1
 _TOLD_BY_LOADER = ("_num_yielded", "_index_sampler", "_in_order")
 
 
@@ -59,12 +58,12 @@ class BucketSampler(Sampler[list[int]]):
         world_size: int | None = None,
     ) -> None:
         self._rank_is_default = rank is None
-        self.rank, self.world_size = _rank_of(rank, world_size)
-        self.shuffle, self.seed, self.drop_last = bool(shuffle), _integer("seed", seed, 0), bool(drop_last)
-        codes = _codes(getattr(buckets, "buckets", buckets))
+        self.rank, self.world_size = rank_of(rank, world_size)
+        self.shuffle, self.seed, self.drop_last = bool(shuffle), integer("seed", seed, 0), bool(drop_last)
+        codes = codes_of(getattr(buckets, "buckets", buckets))
         distinct, inverse, counts = np.unique(codes, return_inverse=True, return_counts=True)
         names = [(code >> 32, code & 0xFFFFFFFF) for code in distinct.tolist()]
-        self.batch_sizes = _batch_sizes(names, batch_size, pixels)
+        self.batch_sizes = batch_sizes_of(names, batch_size, pixels)
         self._samples, self._digest = len(codes), digest(codes.astype("<i8").tobytes())
         self._bucket, self._counts = inverse.astype(np.min_scalar_type(len(names))), counts
         self._sizes: Array = np.array([min(size, len(codes) + 1) for size in self.batch_sizes.values()])
@@ -102,7 +101,7 @@ class BucketSampler(Sampler[list[int]]):
         return self._steps
 
     def __iter__(self) -> Iterator[list[int]]:
-        if self._rank_is_default and _rank_of(None, None) not in ((0, 1), (self.rank, self.world_size)):
+        if self._rank_is_default and rank_of(None, None) not in ((0, 1), (self.rank, self.world_size)):
             raise ConfigError(
                 f"the sampler must be made after torch.distributed is initialised. Found: made as rank {self.rank} of "
                 f"{self.world_size}, used as rank {dist.get_rank()} of {dist.get_world_size()}. Make it later, or give "
@@ -113,7 +112,7 @@ class BucketSampler(Sampler[list[int]]):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch; until then, iterating again gives the same one. A resume point holds for its own epoch."""
-        epoch = _integer("epoch", epoch, 0)
+        epoch = integer("epoch", epoch, 0)
         if epoch != self.epoch:
             self._go_to(epoch, 0)
 
@@ -140,9 +139,24 @@ class BucketSampler(Sampler[list[int]]):
         if self.drop_last:
             rest = self._counts % self._sizes
             tails = [f"{count} of {bucket}" for bucket, count in zip(self.batch_sizes, rest, strict=True) if count]
-            line += f"; dropped: {rest.sum():,} samples of incomplete batches" + (f" ({_some(tails)})" if tails else "")
+            line += f"; dropped: {rest.sum():,} samples of incomplete batches" + (f" ({some(tails)})" if tails else "")
             line += f", {len(self.dropped) - rest.sum():,} of whole batches that the ranks cannot share equally"
         return line + (f"; {len(self.repeated)} samples come once more" if self.repeated else "")
+
+    @property
+    def counts(self) -> dict[tuple[int, int], int]:
+        """Samples of every bucket, (height, width), over all ranks."""
+        return dict(zip(self.batch_sizes, self._counts.tolist(), strict=True))
+
+    def _repr_html_(self) -> str:
+        from latentmill.showing.plans import sampler_html
+
+        return sampler_html(self)
+
+    def __repr__(self) -> str:
+        from latentmill.showing.plans import sampler_text
+
+        return sampler_text(self)
 
     # resume
 
@@ -166,11 +180,11 @@ class BucketSampler(Sampler[list[int]]):
         ]
         if differences:
             raise ConfigError(
-                f"the state must be of a sampler with the same settings and samples. Found: {_some(differences)}. "
+                f"the state must be of a sampler with the same settings and samples. Found: {some(differences)}. "
                 "Make the sampler as it was, or start the epoch anew"
             )
-        consumed = _integer("the state's consumed", state.get("consumed"), 0, self._steps)
-        self._go_to(_integer("the state's epoch", state.get("epoch"), 0), consumed)
+        consumed = integer("the state's consumed", state.get("consumed"), 0, self._steps)
+        self._go_to(integer("the state's epoch", state.get("epoch"), 0), consumed)
 
     def _identity(self) -> dict[str, Any]:
         """Everything that an epoch's order follows from, but the epoch."""
@@ -329,62 +343,3 @@ def _split_last(starts: Array, stops: Array, wanted: int) -> tuple[Array, Array]
         starts, stops = np.insert(starts, chosen + 1, middles), np.insert(stops, chosen, middles)
         wanted -= len(chosen)
     return starts, stops
-
-
-def _codes(buckets: Any) -> Array:
-    """(height, width) of every sample as one int64 each, in the order of heights, then widths."""
-    try:
-        pairs = np.asarray(buckets)
-    except ValueError as error:
-        raise ConfigError(f"buckets must be one (height, width) per sample. Found: {error}") from error
-    if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype.kind not in "iu" or not len(pairs):
-        raise ConfigError(
-            "buckets must be one (height, width) in whole pixels per sample, for at least one sample. "
-            f"Found: {pairs.dtype} of shape {pairs.shape}"
-        )
-    if pairs.min() < 1 or pairs.max() > _LONGEST_SIDE:
-        row = int(np.flatnonzero(((pairs < 1) | (pairs > _LONGEST_SIDE)).any(axis=1))[0])
-        raise ConfigError(f"buckets must be positive (height, width). Found: {pairs[row].tolist()} for sample {row}")
-    codes: Array = (pairs[:, 0].astype(np.int64) << 32) | pairs[:, 1].astype(np.int64)
-    return codes
-
-
-def _batch_sizes(
-    buckets: list[tuple[int, int]], batch_size: int | Mapping[tuple[int, int], int] | None, pixels: int | None
-) -> dict[tuple[int, int], int]:
-    if (batch_size is None) == (pixels is None):
-        raise ConfigError(
-            f"give batch_size or pixels, one of the two. Found: {'neither' if pixels is None else 'both'}"
-        )
-    if pixels is not None:
-        budget = _integer("pixels", pixels, 1)
-        return {(height, width): max(1, budget // (height * width)) for height, width in buckets}
-    if not isinstance(batch_size, Mapping):
-        return dict.fromkeys(buckets, _integer("batch_size", batch_size, 1))
-    lacking = [str(bucket) for bucket in buckets if bucket not in batch_size]
-    if lacking:
-        raise ConfigError(f"batch_size must name every bucket (height, width). Found: none for {_some(lacking)}")
-    return {bucket: _integer(f"batch_size of {bucket}", batch_size[bucket], 1) for bucket in buckets}
-
-
-def _rank_of(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    if rank is None and world_size is None:
-        here = dist.is_available() and dist.is_initialized()
-        return (dist.get_rank(), dist.get_world_size()) if here else (0, 1)
-    if rank is None or world_size is None:
-        raise ConfigError(f"give rank and world_size, or neither. Found: rank {rank}, world_size {world_size}")
-    world_size = _integer("world_size", world_size, 1)
-    return _integer("rank", rank, 0, world_size - 1), world_size
-
-
-def _integer(name: str, value: Any, least: int, most: int | None = None) -> int:
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or value < least or (most is not None and value > most):
-        limits = f"from {least} on" if most is None else f"from {least} to {most}"
-        raise ConfigError(f"{name} must be a whole number {limits}. Found: {value!r}")
-    return int(value)
-
-
-def _some(items: list[str]) -> str:
-    more = f" and {len(items) - _NAMED} more" if len(items) > _NAMED else ""
-    return ", ".join(items[:_NAMED]) + more

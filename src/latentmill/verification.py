@@ -37,9 +37,11 @@ from latentmill.formats.repa import ImageLayout
 from latentmill.formats.stored_zip import changed_records
 from latentmill.formats.vision import stored_shape
 from latentmill.loaders_variants import check_same_variant
+from latentmill.nearby import instead_of, result_near
 from latentmill.outcome import Event, Tell, quiet
 from latentmill.stages import Layout
 from latentmill.verification_index import columns_fault, zip_fault
+from latentmill.wording import hinted
 
 _OWN_FILES = frozenset(
     {DATASET_JSON, METADATA_JSON, INDEX_COLUMNS, INDEX_JSONL, REJECTS_JSONL, REPORT_JSON, RECIPE_TOML}
@@ -70,6 +72,16 @@ class VerifyReport:
     def add(self, where: str, what: str) -> None:
         self.problems.append(Problem(where, what))
 
+    def _repr_html_(self) -> str:
+        from latentmill.showing.results import verify_html
+
+        return verify_html(self)
+
+    def __repr__(self) -> str:
+        from latentmill.showing.results import verify_text
+
+        return verify_text(self)
+
 
 def datasets_in(path: Path) -> list[Path]:
     """The path itself; or, of a folder that is no dataset but holds some (a PixArt root), those."""
@@ -81,16 +93,19 @@ def datasets_in(path: Path) -> list[Path]:
     return [each for each in folders if (each / METADATA_JSON).exists() or (each / WORK_FOLDER).is_dir()] or [path]
 
 
-def verify(dataset: str | Path, images: str | Path | None = None, tell: Tell = quiet) -> VerifyReport:
+def verify(
+    dataset: str | Path, images: str | Path | None = None, tell: Tell = quiet, sample: int | None = None
+) -> VerifyReport:
     """Check digests, counts, names, shapes, dtypes, finiteness and labels; with `images`, that they pair.
 
+    sample: read the bytes of so many files alone, evenly spread; all else is checked of every file.
     Of a folder of several datasets (a PixArt root), all are checked; `images` then goes with its latents. Raises
     SourceError where there is nothing that latentmill made to check against.
     """
     path = Path(dataset)
     inner = datasets_in(path)
     if inner != [path]:
-        return _verify_several(inner, images, tell)
+        return _verify_several(inner, images, tell, sample)
     metadata, report = _metadata(path)
     if metadata is None:
         return report
@@ -109,20 +124,24 @@ def verify(dataset: str | Path, images: str | Path | None = None, tell: Tell = q
     if layout_of_dataset(metadata).labelled:
         _check_labels(path, stored, report)
     _check_empty_caption(reader, metadata, report)
-    sums = _check_files(reader, metadata, stored, report, tell)
-    _check_statistics(metadata, sums, report)
+    read = stored if sample is None else stored[:: max(1, -(-len(stored) // sample))]
+    sums = _check_files(reader, metadata, read, report, tell)
+    if len(read) == len(stored):
+        _check_statistics(metadata, sums, report)
     _check_records(path, stored, report)
     report.summary = "digests, names, labels, shapes and values checked"
+    if len(read) < len(stored):
+        report.summary += f"; the bytes of {len(read):,} files alone"
     if images is not None:
         _check_pairs(rows, metadata, path, Path(images), report, tell)
         report.summary += ", paired with the images"
     return report
 
 
-def _verify_several(paths: list[Path], images: str | Path | None, tell: Tell) -> VerifyReport:
+def _verify_several(paths: list[Path], images: str | Path | None, tell: Tell, sample: int | None) -> VerifyReport:
     whole = VerifyReport("several")
     for path in paths:
-        report = verify_one_of_several(path, images, tell)
+        report = verify_one_of_several(path, images, tell, sample)
         whole.files += report.files
         for problem in report.problems:
             whole.add(f"{path.name}/{problem.where}", problem.what)
@@ -130,11 +149,13 @@ def _verify_several(paths: list[Path], images: str | Path | None, tell: Tell) ->
     return whole
 
 
-def verify_one_of_several(path: Path, images: str | Path | None = None, tell: Tell = quiet) -> VerifyReport:
+def verify_one_of_several(
+    path: Path, images: str | Path | None = None, tell: Tell = quiet, sample: int | None = None
+) -> VerifyReport:
     """As `verify`; what cannot be checked is a problem of its own, and `images` are of latents only."""
     try:
         metadata = Metadata.read_beside(path)
-        return verify(path, images if metadata is not None and metadata.kind == "latents" else None, tell)
+        return verify(path, images if metadata is not None and metadata.kind == "latents" else None, tell, sample)
     except SourceError as error:
         report = VerifyReport("unknown")
         report.add(path.name, str(error))
@@ -143,7 +164,7 @@ def verify_one_of_several(path: Path, images: str | Path | None = None, tell: Te
 
 def _metadata(path: Path) -> tuple[Metadata | None, VerifyReport]:
     if not path.exists():
-        raise SourceError(f"there is nothing at {path}")
+        raise SourceError(hinted(f"there is nothing at {path}", instead_of(path)))
     report = VerifyReport("unknown")
     if fault := zip_fault(path):
         report.add(str(path), fault)
@@ -159,7 +180,7 @@ def _metadata(path: Path) -> tuple[Metadata | None, VerifyReport]:
     if (path / WORK_FOLDER).is_dir():
         raise SourceError(f"{path} is not finished: run its command again to go on, then verify")
     if read_beside(path, INDEX_JSONL) is None and read_beside(path, DATASET_JSON) is None:
-        raise SourceError(f"{path} holds nothing that latentmill made (no {METADATA_JSON})")
+        raise SourceError(hinted(f"{path} holds nothing that latentmill made (no {METADATA_JSON})", result_near(path)))
     report.add(METADATA_JSON, "is missing")
     return None, report
 

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from latentmill.doctor.findings import Finding, broken
 
 
-def examine() -> list[Finding]:
-    """Everything that is looked at, in the order in which it is shown."""
-    from latentmill.doctor import devices, machine, models, pictures, software
+def examine(dest: Path | None = None, quick: bool = False) -> list[Finding]:
+    """Everything that is looked at, in the order in which it is shown.
+
+    dest: where the disk's speed is measured; None: the temporary folder. quick: without measuring, and without asking
+    the hub.
+    """
+    from latentmill.doctor import devices, disk, hub, machine, models, pictures, software
 
     found: list[Finding] = []
-    for group in (software, pictures, machine, devices, models):
+    for group in (software, pictures, machine):
         found += group.findings()
-    return found
+    if not quick or dest is not None:
+        found += disk.findings(dest)
+    for group in (devices, models):
+        found += group.findings()
+    return found if quick else found + hub.findings()
 
 
 __all__ = ["Finding", "broken", "examine"]

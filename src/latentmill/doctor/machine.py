@@ -16,7 +16,7 @@ from latentmill.system import available_memory, usable_cores
 GROUP = "machine"
 _LITTLE_MEMORY, _LITTLE_DISK, _LITTLE_SHARED = 2_000_000_000, 5_000_000_000, 1_000_000_000
 _FEW_FILES = 1024
-_NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "fuse.s3fs", "fuse.gcsfuse", "9p", "ceph", "lustre")
+NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "fuse.s3fs", "fuse.gcsfuse", "9p", "ceph", "lustre")
 _CPU_INFO, _MOUNTS, _SHARED_MEMORY = Path("/proc/cpuinfo"), Path("/proc/self/mounts"), Path("/dev/shm")
 
 
@@ -80,7 +80,7 @@ def _disk(folder: Path) -> Finding:
     value = f"{human(free)} free" + (f", {kind}" if kind else "")
     if free < _LITTLE_DISK:
         return Finding(GROUP, "disk here", value, "warning", "little: a million PNGs of 256x256 take 200 GB")
-    if kind in _NETWORK:
+    if kind in NETWORK:
         return Finding(GROUP, "disk here", value, "warning", "a network's: many small files are slow; prefer a .zip")
     return Finding(GROUP, "disk here", value)
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from latentmill.doctor.findings import Finding, State, broken
 from latentmill.terminal import counted, out, shown
 
+VERSION = 1
 _MARKS: dict[State, str] = {
     "ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "broken": "[red]broken[/]", "absent": "[dim]-[/]",
 }  # fmt: skip
@@ -46,11 +47,12 @@ def _verdict(findings: Sequence[Finding]) -> str:
 
 
 def as_table(findings: Sequence[Finding]) -> dict[str, Any]:
-    """Everything, in groups."""
+    """Everything, in groups. version: of this schema; names that are added are no new version."""
     groups: dict[str, Any] = {}
     for finding in findings:
         told = {"value": finding.value, "state": finding.state}
         if finding.advice:
             told["advice"] = finding.advice
         groups.setdefault(finding.group, {})[finding.name] = told
-    return {"sound": not broken(findings), **groups}
+    warnings = sum(finding.state == "warning" for finding in findings)
+    return {"version": VERSION, "sound": not broken(findings), "warnings": warnings, **groups}

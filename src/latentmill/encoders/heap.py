@@ -65,6 +65,13 @@ def give_back() -> None:
     _keeping = None
 
 
+def trim() -> None:
+    """Give what is free back to the system, so that what is resident is what is used."""
+    libc = _glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
 def _glibc() -> ctypes.CDLL | None:
     if sys.platform != "linux":
         return None

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from latentmill.errors import ModelError
 from latentmill.files import digest_file
-from latentmill.registry import MINI, Entry
+from latentmill.registry import MINI, MODELS, TEXT_MODELS, VISION_MODELS, Entry
 from latentmill.system import usable_cores
+from latentmill.wording import did_you_mean, hinted
 
 
 def repository_of(name: str, known: Mapping[str, Entry], or_a_folder: str) -> str:
@@ -59,17 +60,25 @@ def download(repository: str, revision: str | None, wanted: Iterable[str]) -> Pa
     except RepositoryNotFoundError as error:
         raise ModelError(
             f"the hub has no repository {repository} that this account can see. Check the name; if it is private, "
-            "set HF_TOKEN"
+            f"set HF_TOKEN{_near(repository)}"
         ) from error
     except LocalEntryNotFoundError as error:
         raise ModelError(
             f"{repository} is not in the local cache and the hub cannot be reached (or HF_HUB_OFFLINE is set). Go "
-            "online once, or download it elsewhere and give the folder; `mini` needs no download"
+            f"online once, or download it elsewhere and give the folder; `mini` needs no download{_near(repository)}"
         ) from error
     except HFValidationError as error:
         raise ModelError(f"{repository!r} can be no hub repository: {' '.join(str(error).split())}") from error
     except (HTTPError, OSError, ValueError) as error:
         raise ModelError(f"could not download {repository}: {' '.join(str(error).split())[:300]}") from error
+
+
+def _near(repository: str) -> str:
+    """A repository that the registry knows by nearly this name."""
+    known = {entry.repository for entry in MODELS.values()}
+    known |= {entry.repository for entry in TEXT_MODELS.values()}
+    known |= {entry.repository for entry in VISION_MODELS.values()}
+    return "" if repository in known else hinted("", did_you_mean(repository, known))
 
 
 def weights_of(folder: Path, stem: str, name: str, is_local: bool) -> list[Path]:

@@ -65,6 +65,29 @@ def resolve_text(
     return _described_text(snapshot, repository, snapshot.name, subfolder, tokenizer)
 
 
+def tokenizer_of(info: TextModelInfo, snapshot: Path | None) -> ResolvedTextModel:
+    """The tokenizer that a dataset's captions were brought to tokens with; weights are neither needed nor read.
+
+    snapshot: the folder of a hub's model, None where it is not on this disk. Raises ModelError.
+    """
+    if info.name == MINI:
+        with as_file(files("latentmill") / "assets" / "mini-t5") as folder:
+            return _tokenizer_in(folder, info)
+    found = Path(info.name) if info.is_local else snapshot
+    if found is None or not found.is_dir():
+        raise ModelError(f"the tokenizer of {info.name} is not on this disk")
+    return _tokenizer_in(found, info)
+
+
+def _tokenizer_in(folder: Path, info: TextModelInfo) -> ResolvedTextModel:
+    own = info.subfolder.replace(_ENCODER, _TOKENIZER) if info.subfolder else None
+    encoder, words = _part(folder, info.name, info.subfolder, _ENCODER), _part(folder, info.name, own, _TOKENIZER)
+    family = family_of(config_of(encoder, f"{info.name} has no config.json", info.name), info.name)
+    if _tokenizer_digest(words, family, info.name) != info.tokenizer_sha256:
+        raise ModelError(f"the tokenizer of {info.name} is not the one that was used")
+    return ResolvedTextModel(encoder, words, info, family.model_type)
+
+
 def _wanted(subfolder: str | None, tokenizer: str | None) -> list[str]:
     """Patterns of the files to download."""
     encoder = [f"{subfolder or _ENCODER}/"] + ([] if subfolder else [""])

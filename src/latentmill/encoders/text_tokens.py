@@ -83,6 +83,21 @@ class CaptionTokenizer:
             tokens += [Tokens(self._bounded(encoding.ids, self._limit), len(encoding.ids)) for encoding in encodings]
         return tokens
 
+    def divided(self, caption: str) -> tuple[str, str, int]:
+        """The text that is stored of a caption, the text that truncation cuts off, and the tokens of the whole.
+
+        The text as it is cleaned, without the template; tokens with those that the tokenizer adds.
+        """
+        text = _CLEANED[self.settings.clean](caption)
+        placed = self._placed(text)
+        encoding = self._backend.encode(placed)
+        length = len(encoding.ids) - (self.drop - self.kept_first if self.drop and placed else 0)
+        if len(encoding.ids) <= self._limit:
+            return text, "", length
+        start, last = max(0, placed.find(text)), encoding.offsets[self._limit - self._closing - 1]
+        end = min(len(text), max(0, last[1] - start))
+        return text[:end], text[end:], length
+
     def _placed(self, caption: str) -> str:
         settings = self.settings
         if not caption and settings.empty == "bare":

@@ -175,7 +175,7 @@ def preview_buckets(
 ) -> BucketReport:
     """What a bucket table does to a captioned source's images, by their sizes alone, without encoding anything.
 
-    settings: of the source (images, path_column, exif). Raises LatentmillError.
+    settings: of the source (images, path_column, exif, exclude). Raises LatentmillError.
     """
     chosen = validated(
         BucketSettings,

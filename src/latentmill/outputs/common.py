@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,6 +51,7 @@ def divided(size: tuple[int, int], info: ModelInfo, rule: str) -> tuple[int, int
     return width, height
 
 
+@cache  # a package's metadata holds its readme: milliseconds each time
 def series(package: str) -> str:
     """Major and minor version: what may change results. Patch releases do not make a dataset stale."""
     return ".".join(version(package).split("+")[0].split(".")[:2])

@@ -21,6 +21,7 @@ from latentmill.config import (
 from latentmill.errors import ConfigError
 from latentmill.plugins import FORMATS, choices, installed
 from latentmill.transforms.variant import PLAIN, Variant, variants
+from latentmill.wording import did_you_mean, hinted
 
 if TYPE_CHECKING:
     from latentmill.outcome import Tell
@@ -100,7 +101,8 @@ def kind_of(name: object, layout: object = None) -> Kind:
     named = [kind for kind in KINDS if kind.name == name]
     if not named:
         told = ", ".join(dict.fromkeys(kind.name for kind in KINDS))
-        raise ConfigError(f"kind must be one of {told}. Found: {'none' if name is None else repr(name)}")
+        text = f"kind must be one of {told}. Found: {'none' if name is None else repr(name)}"
+        raise ConfigError(hinted(text, did_you_mean(name, told.split(", "))))
     if layout is None:
         return named[0]
     found = next((kind for kind in named if kind.layout == layout), None)

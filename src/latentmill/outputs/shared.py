@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from latentmill.config import SourceSettings
 from latentmill.config_types import FILES
 from latentmill.errors import ConfigError, SourceError
+from latentmill.outcome import Event, Tell
 from latentmill.outputs.trusted import trusted_listing
 from latentmill.plugins import SOURCES, ListedSource, MakeSource, load, origin
 from latentmill.records import Listing, SampleRef
 from latentmill.sources.caption_files import TABLES
+from latentmill.sources.excluding import Exclusion, read_exclusion, without
 from latentmill.sources.folders import DATA_FOLDER, DATA_INFO, IMAGE_FOLDER
 from latentmill.sources.images import ImageSource
 from latentmill.stages import Source
@@ -62,10 +64,22 @@ class Shared:
             return ImageSource(path, numbering=numbering), trusted
 
         def listed() -> tuple[ImageSource, Listing]:
-            images = ImageSource(path, numbering=numbering)
+            images = ImageSource(path, numbering=numbering, exclude=self.exclusion(chosen))
             return images, images.listing(chosen.max_images)
 
-        return self.once(("numbered", path, numbering, chosen.max_images), listed)
+        return self.once(("numbered", path, numbering, chosen.max_images, chosen.exclude), listed)
+
+    def exclusion(self, chosen: SourceSettings) -> Exclusion | None:
+        """What the list of keys to exclude says, if there is one. Raises SourceError."""
+        return self.once(("exclusion", chosen.exclude), lambda: read_exclusion(chosen.exclude))
+
+    def tell_excluded(self, chosen: SourceSettings, tell: Tell) -> None:
+        """Say once how many keys a list leaves out, where the source is listed. Raises SourceError."""
+        if chosen.exclude is None or ("told", chosen.exclude) in self._made or self.trusted(chosen) is not None:
+            return
+        exclusion = self._made["told", chosen.exclude] = self.exclusion(chosen)
+        assert exclusion is not None
+        tell(Event("plan", exclusion.summary))
 
     def trusted(self, chosen: SourceSettings) -> Listing | None:
         """What the ledger of an output that trusts its source lists; None where the source is to be listed."""
@@ -78,12 +92,14 @@ class Shared:
 
         def listed() -> tuple[ListedSource, Listing]:
             make: MakeSource = load(SOURCES, chosen.source_kind)
-            images = make(chosen.source, chosen.source_options)
-            listing = images.listing(chosen.max_images)
+            images, exclusion = make(chosen.source, chosen.source_options), self.exclusion(chosen)
+            listing = images.listing(chosen.max_images if exclusion is None else None)
+            if exclusion is not None:
+                listing = without(listing, exclusion, chosen.source, chosen.max_images)
             _check_order(listing, f"source kind {chosen.source_kind!r} of {origin(SOURCES, chosen.source_kind)}")
             return images, listing
 
-        key = (chosen.source_kind, chosen.source, repr(chosen.source_options), chosen.max_images)
+        key = (chosen.source_kind, chosen.source, repr(chosen.source_options), chosen.max_images, chosen.exclude)
         return self.once(("of a package", *key), listed)
 
     def captioned(self, chosen: SourceSettings, *, of_images: bool) -> CaptionedSet:
@@ -98,7 +114,8 @@ class Shared:
         if self.trusted(chosen) is not None:
             return CaptionedSet(*places(chosen.source, chosen.images), [], [], [])
         columns = chosen.caption_columns
-        key = (chosen.source, chosen.images, chosen.path_column, chosen.caption_extension, chosen.multi_line)
+        of_table = (chosen.path_column, chosen.caption_extension, chosen.multi_line)
+        key = (chosen.source, chosen.images, chosen.exclude, *of_table)
         return self.once(
             ("captioned", of_images, *key, repr(columns)),
             lambda: captioned(
@@ -110,6 +127,7 @@ class Shared:
                 caption_columns=columns,
                 needs_images=of_images,
                 with_captions=not of_images,
+                exclude=self.exclusion(chosen),
             ),
         )
 
@@ -126,7 +144,7 @@ class Shared:
             images = FeatureImages(found, *limits)
             return images, images.listing()
 
-        return self.once(("keyed", *limits, found.path, found.images), listed)
+        return self.once(("keyed", *limits, found.path, found.images, chosen.exclude), listed)
 
 
 def _check_order(listing: Listing, told: str) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from latentmill.batching import prefetched
 from latentmill.errors import ConfigError, SourceError
 from latentmill.files import printable
+from latentmill.nearby import instead_of
 from latentmill.sources.caption_files import TABLES
 from latentmill.sources.caption_rows import NOT_UTF8, PROMPT, CaptionedImage, Missing, caption_of, numbered
 from latentmill.sources.caption_tables import read_table
+from latentmill.sources.excluding import Exclusion
 from latentmill.sources.folders import DATA_FOLDER, DATA_INFO, IMAGE_FOLDER, is_image, told_loops, walk
+from latentmill.wording import hinted
 
 __all__ = ["CaptionedImage", "CaptionedSet", "Missing", "caption_of", "captioned"]
 
@@ -45,6 +48,7 @@ def captioned(
     caption_columns: Mapping[str, str] | Sequence[str] | None = None,
     needs_images: bool = True,
     with_captions: bool = True,
+    exclude: Exclusion | None = None,
 ) -> CaptionedSet:
     """Everything that a captioned source says; images are not opened. Raises SourceError, ConfigError.
 
@@ -55,22 +59,32 @@ def captioned(
     caption_extension, multi_line (every line that is not empty is a caption: `prompt`, `prompt_2`, …): of a folder.
     path_column, caption_columns (by caption name, or names alone): of a table; else told by the usual names.
     needs_images: whether a table's images must be there. with_captions: False reads none, so that rows of one image
-    with different captions are equal.
+    with different captions are equal. exclude: keys of images that are left out, as if they were not there.
     """
     path, root = places(Path(path), images)
     if path.is_dir():
         if images is not None or path_column is not None or caption_columns is not None:
             raise ConfigError(f"an images' folder and columns can be named for a table only. Found a folder: {path}")
-        return _folder(path, "." + caption_extension.removeprefix("."), multi_line, with_captions)
+        found = _folder(path, "." + caption_extension.removeprefix("."), multi_line, with_captions)
+        return _without(found, exclude)
     if not path.exists():
-        raise SourceError(f"the source does not exist: {path}")
+        raise SourceError(hinted(f"the source does not exist: {path}", instead_of(path)))
     if path.suffix.lower() not in TABLES:
         raise SourceError(f"the source must be a folder or a table ({', '.join(TABLES)}). Found: {path}")
     if needs_images and not root.is_dir():
         raise SourceError(
             f"the images of {path} were looked for in {root}, which is no folder. Name the folder (images)"
         )
-    return CaptionedSet(path, root, *read_table(path, path_column, caption_columns, with_captions))
+    return _without(CaptionedSet(path, root, *read_table(path, path_column, caption_columns, with_captions)), exclude)
+
+
+def _without(found: CaptionedSet, exclude: Exclusion | None) -> CaptionedSet:
+    """Raises SourceError where nothing is left."""
+    if exclude is None:
+        return found
+    rows = [row for row in found.rows if row.key not in exclude]
+    exclude.check_any_left(len(rows), found.path)
+    return replace(found, rows=rows, warnings=[*found.warnings, *exclude.told(len(found.rows) - len(rows))])
 
 
 def places(path: Path, images: Path | str | None = None) -> tuple[Path, Path]:
@@ -105,7 +119,7 @@ def _folder(path: Path, extension: str, multi_line: bool, with_captions: bool) -
 
     def read(start: int) -> list[CaptionedImage]:
         return [
-            _captioned_image(path, key, extension, multi_line)
+            captioned_image(path, key, extension, multi_line)
             if _beside(key, extension) in matched
             else CaptionedImage(key)
             for key in keys[start : start + _FILES_A_TASK]
@@ -139,7 +153,8 @@ def _beside(key: str, extension: str) -> str:
     return key.rpartition(".")[0] + extension
 
 
-def _captioned_image(root: Path, key: str, extension: str, multi_line: bool) -> CaptionedImage:
+def captioned_image(root: Path, key: str, extension: str, multi_line: bool) -> CaptionedImage:
+    """An image below a folder with the captions of the file beside it. extension: of that file, with its dot."""
     file = root / _beside(key, extension)
     try:
         if not file.is_file():

@@ -71,7 +71,7 @@ class FeatureImages:
 
     def _ref(self, row: CaptionedImage) -> SampleRef:
         """One row. The ratio's rule comes before all else: slices count what it leaves."""
-        told, fault = _told(self.root / row.key)
+        told, fault = told_of_file(self.root / row.key)
         size = row.size
         if not fault and (size is None or self._exif == "apply"):  # a table may tell a turned photo's size either way
             header = read_header(self.root, row.key, self._max_pixels)
@@ -85,7 +85,7 @@ class FeatureImages:
         return SampleRef(0, row.key, told, fault=fault, size=size)
 
 
-def _told(path: Path) -> tuple[str, str]:
+def told_of_file(path: Path) -> tuple[str, str]:
     """What changes when an image's bytes do, and why it cannot be used, else ""."""
     try:
         stat = os.stat(path)  # noqa: PTH116

@@ -26,8 +26,11 @@ from latentmill.formats.metadata import (
 )
 from latentmill.formats.repa import converted_number
 from latentmill.formats.stored_zip import read_member
+from latentmill.nearby import instead_of
 from latentmill.records import Listing, SampleRef
+from latentmill.sources.excluding import Exclusion
 from latentmill.sources.folders import image_files, is_image, told_loops
+from latentmill.wording import hinted
 
 # A deflated member may not inflate to more than this: a photo of the decoder's pixel limit, uncompressed.
 _MAX_MEMBER_BYTES = 1 << 30
@@ -49,6 +52,13 @@ class _Found:
         if fault:
             self.faults[entry] = fault
 
+    def leave_out(self, exclusion: Exclusion, source: Path) -> list[str]:
+        """Forget what a list names; gives the warnings. Raises SourceError where nothing is left."""
+        known = set(self.each_key())
+        self.entries = [entry for entry in self.entries if entry.partition("\0")[0] not in exclusion]
+        exclusion.check_any_left(len(self.entries), source)
+        return exclusion.told(sum(key in known for key in exclusion.keys))
+
     def each_key(self) -> Iterator[str]:
         return (entry.partition("\0")[0] for entry in self.entries)
 
@@ -57,17 +67,18 @@ class ImageSource:
     """A folder or a `.zip` of images. Picklable; `read` may be called from many threads and processes.
 
     numbering: number the outputs by the numbers in converted names (`00000/img00000007.png` -> 7) where every
-    image has one, else by position. Raises SourceError.
+    image has one, else by position. exclude: keys that are as if their files were not there. Raises SourceError.
     """
 
-    def __init__(self, path: Path, numbering: bool = False) -> None:
+    def __init__(self, path: Path, numbering: bool = False, exclude: Exclusion | None = None) -> None:
         self.path = self.root = path
-        self.numbering = numbering
+        self.numbering, self._exclude = numbering, exclude
         self.is_zip = path.suffix.lower() == ".zip" and not path.is_dir()
         self._local = threading.local()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "root": self.root, "numbering": self.numbering, "is_zip": self.is_zip}
+        kept = {"path": self.path, "root": self.root, "numbering": self.numbering, "is_zip": self.is_zip}
+        return {**kept, "_exclude": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -76,7 +87,7 @@ class ImageSource:
     def listing(self, max_images: int | None = None) -> Listing:
         """All images in order: by full path, in code-point order, whatever can be read of them later."""
         if not self.path.exists():
-            raise SourceError(f"the source does not exist: {self.path}")
+            raise SourceError(hinted(f"the source does not exist: {self.path}", instead_of(self.path)))
         if not self.path.is_dir() and not self.is_zip:
             raise SourceError(f"the source must be a folder or a .zip. Found: {self.path}")
         if any(inner.name != "lock" for inner in (self.path / WORK_FOLDER).glob("*")):
@@ -86,6 +97,8 @@ class ImageSource:
         found.entries.sort()  # NUL sorts before all else, so this is the order of the keys
         if not found.entries:
             raise SourceError(f"the source holds no images: {self.path} ({self._instead()})")
+        if self._exclude is not None:
+            warnings += found.leave_out(self._exclude, self.path)
         metadata = Metadata.read_beside(self.path)
         label_of, classes = self._labels(found, metadata, warnings)
         number_of = self._numbering(found)

@@ -18,6 +18,7 @@ import numpy as np
 
 from latentmill.errors import ConfigError
 from latentmill.records import Array
+from latentmill.wording import did_you_mean, hinted
 
 DEFAULT_STEP = 64
 DEFAULT_RANGE = (0.25, 4.0)
@@ -111,7 +112,11 @@ def table_for(text: str, resolution: int, sizes: Callable[[], Array] | None = No
     match = _OPTION.fullmatch(text)
     if match is None:
         raise ConfigError(
-            f"buckets must be reference, grid, grid:STEP, grid:STEP:LOW:HIGH, auto:N or auto:N:STEP. Found: {text!r}"
+            hinted(
+                "buckets must be reference, grid, grid:STEP, grid:STEP:LOW:HIGH, auto:N or auto:N:STEP. "
+                f"Found: {text!r}",
+                did_you_mean(text.partition(":")[0], ("reference", "grid", "auto")),
+            )
         )
     reference, step, low, high, count, auto_step = match.groups()
     if reference:

@@ -1,0 +1,73 @@
+"""The log file (`--log-file`): everything that a person sees, and details, appended line by line with times."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import TextIO
+
+from latentmill.errors import ConfigError
+
+_LIBRARIES = ("numpy", "pillow", "simplejpeg", "torch", "diffusers", "transformers")
+_open: list[TextIO] = []  # at most one
+
+
+def is_open() -> bool:
+    """Whether there is a log file."""
+    return bool(_open)
+
+
+def write(text: str, level: str = "INFO") -> None:
+    """Append a text, each of its lines with the time and a level (INFO, WARNING, ERROR, DETAIL); one write a line."""
+    for file in _open:
+        now = datetime.now().astimezone().isoformat(timespec="milliseconds")
+        for line in text.splitlines():
+            if line.strip():
+                with suppress(OSError):  # a disk that is full ends the work by itself, and is told on the screen
+                    file.write(f"{now} {level:<7} {line.rstrip()}\n")
+                    file.flush()
+
+
+@contextmanager
+def log_to(path: Path | None) -> Iterator[None]:
+    """Append to this file meanwhile; None: to none. Raises ConfigError where it cannot be written."""
+    if path is None:
+        yield
+        return
+    try:
+        file = path.open("a", encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise ConfigError(
+            f"--log-file must be a file that can be written, in a folder that exists. Found: {path} "
+            f"({error.strerror or error})"
+        ) from error
+    with file:
+        _open.append(file)
+        try:
+            write(_environment(), "DETAIL")
+            yield
+        finally:
+            _open.remove(file)
+
+
+def _environment() -> str:
+    """The machine and the versions of what computes; imports none of it."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from latentmill.system import available_memory, usable_cores
+
+    found = []
+    for name in _LIBRARIES:
+        with suppress(PackageNotFoundError):
+            found.append(f"{name} {version(name)}")
+    memory = available_memory()
+    free = f", {memory >> 20:,} MiB of memory free" if memory is not None else ""
+    return (
+        f"command {' '.join(sys.argv)}\nfolder {Path.cwd()}\n"
+        f"latentmill {version('latentmill')}, Python {platform.python_version()}, {', '.join(found)}\n"
+        f"{platform.platform()}, {usable_cores()} usable cores{free}"
+    )
