@@ -19,12 +19,22 @@ import latentmill
 from latentmill.auditing import kinds
 from latentmill.auditing.audit import audit
 from latentmill.auditing.findings import Audit
-from latentmill.auditing.near import DISTANCE, HASH_WORDS, distances, groups_of, near_pairs, picture_hash, reduced
+from latentmill.auditing.near import (
+    DISTANCE,
+    HASH_BITS,
+    HASH_WORDS,
+    distances,
+    groups_of,
+    near_groups,
+    near_pairs,
+    picture_hash,
+    reduced,
+)
 from latentmill.auditing.written import check_places, write_list
 from latentmill.errors import ConfigError, DestinationError
 from latentmill.outcome import Event
 from latentmill.runners.tasks import in_processes
-from support import CAN_FORK, cli, make_photos
+from support import CAN_FORK, cli, cli_here, make_photos
 
 PHOTOS = Path(latentmill.__file__).parent / "assets" / "photos"
 CAT, COFFEE, ROCKET = (PHOTOS / name for name in ("animal/chelsea.jpg", "object/coffee.jpg", "place/rocket.jpg"))
@@ -103,7 +113,7 @@ def test_what_is_unusable_is_what_both_of_pixarts_jobs_reject(tmp_path: Path) ->
     assert (len(images), len(captions)) == (5, 3)
     found = audit(photos)
     assert found.unusable.keys() == images.keys() | captions.keys()
-    write_list(found, tmp_path / "exclude.txt", [])
+    write_list(found, tmp_path / "exclude.txt", ["no-caption"])
     again = latentmill.pixart(photos, tmp_path / "data", exclude=tmp_path / "exclude.txt", **how)
     assert again.images is not None
     for result in (again.images, again.text["prompt"]):
@@ -127,7 +137,7 @@ def test_what_is_unusable_of_a_zip(tmp_path: Path) -> None:
 def test_a_list_takes_every_reject_out_of_a_run(tmp_path: Path) -> None:
     photos = damaged_photos(tmp_path / "photos")
     shutil.copy(photos / "c0" / "photo00000.jpg", photos / "c0" / "zz-copy.jpg")
-    done = cli("audit", photos, "--list", tmp_path / "exclude.txt", "--workers", 1)
+    done = cli("audit", photos, "--list", tmp_path / "exclude.txt", "--num-workers", 1)
     assert done.returncode == 1, done.stderr
     made = latentmill.convert(
         photos, tmp_path / "data", exclude=tmp_path / "exclude.txt", resolution="32x32", transform="center-crop"
@@ -176,7 +186,35 @@ def test_the_copy_with_a_caption_is_kept(tmp_path: Path) -> None:
     found = audit(tmp_path)
     assert found_of(found, kinds.SAME_BYTES) == {("b.jpg", "c.jpg", "a.jpg")}
     assert found.of_kind(kinds.TWO_CAPTIONS)[0].detail == "a cat / a dog"
-    assert found.exclusions() == {"a.jpg": "no caption prompt", "c.jpg": "same-bytes as b.jpg"}
+    assert found.exclusions() == {"a.jpg": "same-bytes as b.jpg", "c.jpg": "same-bytes as b.jpg"}
+    assert found.exclusions(["captions"])["a.jpg"] == "no caption prompt"
+
+
+def test_one_stray_caption_file_does_not_put_all_other_photos_on_the_list(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    make_photos(photos, 4)
+    next(photos.rglob("*.jpg")).with_suffix(".txt").write_text("a note")
+    (photos / "broken.jpg").write_bytes(b"nothing")
+    found = audit(photos)
+    assert len(found.of_kind(kinds.NO_CAPTION)) == 4
+    assert found.unusable_images.keys() == found.exclusions().keys() == {"broken.jpg"}
+    assert len(found.exclusions(["no-caption"])) == len(found.unusable) == 4
+    told = cli_here("audit", photos, "--list", tmp_path / "list.txt")
+    assert "3 images without a caption not in it" in " ".join(told.stdout.split())
+
+
+def test_pictures_of_another_shape_or_another_transparency_are_no_copies(tmp_path: Path) -> None:
+    save(Image.new("RGB", (30, 20), "red"), tmp_path / "wide.png")
+    save(Image.new("RGB", (20, 30), "red"), tmp_path / "tall.png")
+    icon = Image.new("RGBA", (64, 64))
+    for name, box in (("left", (0, 0, 20, 64)), ("right", (40, 0, 64, 64)), ("right-too", (40, 0, 64, 64))):
+        drawn = icon.copy()
+        drawn.paste((0, 0, 0, 255), box)
+        save(drawn, tmp_path / f"{name}.png", compress_level=len(name))
+    save(Image.open(CAT).convert("RGB"), tmp_path / "cat.png")
+    save(Image.open(CAT).convert("RGBA"), tmp_path / "cat-opaque.png")
+    found = audit(tmp_path)
+    assert found_of(found, kinds.SAME_PIXELS) == {("cat-opaque.png", "cat.png"), ("right-too.png", "right.png")}
 
 
 def test_flat_pictures_are_not_near_to_each_other_or_to_anything(tmp_path: Path) -> None:
@@ -244,8 +282,20 @@ def test_near_hashes_are_found_among_many_without_comparing_all() -> None:
 
 def test_a_chain_does_not_become_one_group() -> None:
     pairs = np.array([(0, 1), (1, 2), (2, 3), (3, 4)])
-    assert groups_of(pairs, np.array([0, 1, 2, 3, 4])) == [[0, 1], [2, 3]]
-    assert groups_of(pairs, np.array([1, 0, 2, 3, 4])) == [[1, 0, 2], [3, 4]]
+    assert groups_of(pairs) == [[0, 1], [2, 3]]
+
+
+def test_frames_of_a_film_that_are_all_alike_do_not_make_pairs_of_each_with_each() -> None:
+    random = np.random.default_rng(0)
+    bits = np.repeat(random.integers(0, 2, (1, HASH_BITS), dtype=np.uint8), 600, axis=0)
+    bits = np.unique(bits ^ (random.random(bits.shape) < 0.05), axis=0).astype(np.uint8)
+    hashes = np.zeros((len(bits), 8 * HASH_WORDS), np.uint8)
+    hashes[:, : HASH_BITS // 8] = np.packbits(bits, axis=1)
+    words = hashes.view(np.uint64)
+    assert len(near_pairs(words, DISTANCE)) <= 64 * len(words)
+    groups = near_groups(words, DISTANCE)
+    assert sum(map(len, groups)) > 0.97 * len(words)
+    assert all(distances(words[group[:1]], words[group[1:]]).max() <= DISTANCE for group in groups)
 
 
 # what one may not expect of an image
@@ -387,7 +437,7 @@ def test_processes_give_what_one_gives_and_progress_is_told(tmp_path: Path) -> N
     make_photos(tmp_path, 130)
     (tmp_path / "c0" / "bad.jpg").write_bytes(b"bad")
     events: list[Event] = []
-    alone, together = audit(tmp_path, workers=1), audit(tmp_path, workers=2, tell=events.append)
+    alone, together = audit(tmp_path, num_workers=1), audit(tmp_path, num_workers=2, tell=events.append)
     assert alone.findings == together.findings
     progress = [event for event in events if event.kind == "progress"]
     assert (progress[-1].done, progress[-1].total, progress[-1].rejected) == (131, 131, 1)
@@ -475,7 +525,26 @@ def test_files_that_cannot_be_written_are_told_before_the_work(tmp_path: Path, p
         "twice": [tmp_path / "a", None, tmp_path / "a"],
     }[place]
     with pytest.raises(DestinationError):
-        check_places(source, *files)
+        check_places(source, *files, *(None,) * (3 - len(files)))
+
+
+def test_a_photo_or_a_caption_is_never_written_over_and_a_former_audit_is(tmp_path: Path) -> None:
+    make_photos(tmp_path / "photos", 1)
+    (photo,) = (tmp_path / "photos").rglob("*.jpg")
+    caption = photo.with_suffix(".txt")
+    caption.write_text("a cat")
+    before = photo.read_bytes()
+    for option, place in (("--out", photo), ("--list", caption), ("--json-file", caption)):
+        refused = cli_here("audit", tmp_path / "photos", option, place)
+        assert refused.returncode == 2
+        assert "Give another name, or remove it" in " ".join(refused.stderr.split())
+    assert (photo.read_bytes(), caption.read_text()) == (before, "a cat")
+    files = {"--out": tmp_path / "a.html", "--list": tmp_path / "a.txt", "--json-file": tmp_path / "a.json"}
+    for _ in range(2):
+        assert (
+            cli_here("audit", tmp_path / "photos", *(part for each in files.items() for part in each)).returncode == 0
+        )
+    assert all(file.stat().st_size for file in files.values())
 
 
 def test_list_also_knows_its_names(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -14,6 +15,8 @@ import pytest
 from PIL import Image
 
 import latentmill
+from latentmill.sources.captioned import captioned
+from latentmill.sources.images import ImageSource
 from support import cli, cli_here, contents, make_photos
 
 SIZE = ("--resolution", "32x32")
@@ -414,6 +417,23 @@ def test_a_terminal_that_shows_ascii_only(photos: Path, tmp_path: Path) -> None:
     assert run.returncode == 0, run
 
 
+@pytest.mark.parametrize("kind", ["folder", "zip", "captions"])
+def test_photos_of_a_phone_that_cannot_be_read_are_told(photos: Path, tmp_path: Path, kind: str) -> None:
+    (photos / "c0" / "IMG_1.HEIC").write_bytes(b"not read here")
+    (photos / "c1" / "._IMG_1.heic").write_bytes(b"of macOS, no picture")
+    source = photos
+    if kind == "zip":
+        source = Path(shutil.make_archive(str(tmp_path / "photos"), "zip", photos))
+    found = captioned(photos) if kind == "captions" else ImageSource(source).listing()
+    assert any("left out (1 .heic): convert them to JPEG" in warning for warning in found.warnings)
+
+
+def test_a_source_of_such_photos_alone_says_why_it_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "IMG_1.HEIC").write_bytes(b"not read here")
+    refused(convert(tmp_path / "photos", tmp_path / "out", *SIZE), "holds no images", "(1 .heic): convert them to JPEG")
+
+
 # limits
 
 
@@ -426,10 +446,13 @@ def test_too_many_failures_by_count(photos: Path, tmp_path: Path) -> None:
     spoil(photos, 4)
     dest = tmp_path / "out"
     extra = (*SIZE, "--batch-size", 2, "--num-workers", 1, "--max-failures")
-    refused(convert(photos, dest, *extra, 3), "were rejected, over --max-failures 3", "run again with a higher limit")
+    first = min(photo for photo in photos.rglob("*.jpg")).relative_to(photos)
+    why = f"over --max-failures 3, as {first} (not an image that can be read). What is committed stays"
+    refused(convert(photos, dest, *extra, 3), "were rejected", why, "run again with a higher limit")
     assert not (dest / "latentmill.json").exists()
     run = convert(photos, dest, *extra, 4)
     assert run.returncode == 3
+    assert f"\n    4: not an image that can be read ({first})\n" in run.stdout
     assert len(rejects(dest)) == 4
     assert not latentmill.verify(dest).problems
 

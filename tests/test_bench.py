@@ -63,6 +63,7 @@ def test_the_json_holds_what_is_shown(
 ) -> None:
     told = json.loads(json.dumps(as_table(report)))
     assert told["photos"]["used"] == 12
+    assert told["resampler"] in ("native", "pillow")
     assert told["parts"]["exact"]["decode"]["median_ms"] > 0
     assert told["encode"]["batches"].keys() >= {"1", "2"}
     assert told["forecast"]["convert (exact)"]["limit"] in told["forecast"]["convert (exact)"]["limits"]

@@ -82,7 +82,7 @@ def test_what_matches_nothing_is_told(tmp_path: Path) -> None:
     photo(tmp_path / "x.png")
     (tmp_path / "y.txt").write_text("lost")
     assert [warning.split(":")[0] for warning in captioned(tmp_path).warnings] == [
-        "1 .txt files have no image beside them",
+        "no image beside 1 .txt file",
         "no image has a caption",
     ]
     (tmp_path / "x.caption").write_text("found")

@@ -141,7 +141,7 @@ def test_a_warning_of_the_source_is_told_once(here: Path) -> None:
     (here / "photos" / "c0").joinpath("orphan.txt").write_text("x")
     done = latentmill("run", "recipe.toml", "--set", "outputs.two={kind='text', model='fake', path='two'}")
     assert done.exit_code == 0
-    assert done.stderr == "warning: 1 .txt files have no image beside them: c0/orphan.txt, …\n"
+    assert done.stderr == "warning: no image beside 1 .txt file: c0/orphan.txt\n"
 
 
 # plan

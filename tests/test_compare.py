@@ -25,7 +25,7 @@ from latentmill.comparing.reading import chance, reading
 from latentmill.comparing.result import FLIP, PSNR, SSIM, Comparison, Spread
 from latentmill.comparing.turns import parts
 from latentmill.decoding import decode
-from latentmill.errors import ConfigError, ModelError, SourceError
+from latentmill.errors import ConfigError, ModelError, SampleError, SourceError
 from latentmill.formats.metadata import Metadata, index_rows
 from latentmill.outcome import Event
 from latentmill.records import Array, SampleRef
@@ -120,6 +120,32 @@ def test_a_vae_that_fails_on_the_way_is_left_out(places: dict[str, Path], monkey
     result = latentmill.compare_vae(places["photos"], [str(places["sd"]), "mini"], sample=3, **HOW)
     assert [each.name for each in result.candidates] == ["mini"]
     assert result.failures == (("sd", "not even one latent fits in the device's memory"),)
+
+
+def test_a_vae_whose_pictures_are_all_not_finite_is_left_out(
+    places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = contender.decode_turn
+
+    def failing(one: contender.Contender, *given: Any) -> contender.Turn:
+        turn = whole(one, *given)
+        if one.label == "sd":
+            turn.results = [SampleError("encode", "the picture is not finite (NaN or infinity)") for _ in turn.results]
+        return turn
+
+    monkeypatch.setattr("latentmill.comparing.turns.decode_turn", failing)
+    result = latentmill.compare_vae(places["photos"], [str(places["sd"]), "mini"], sample=3, **HOW)
+    assert [each.name for each in result.candidates] == ["mini"]
+    assert "it gave no picture that is finite" in dict(result.failures)["sd"]
+
+
+def test_a_photo_is_never_written_over(places: dict[str, Path], tmp_path: Path) -> None:
+    photo = tmp_path / "cat.jpg"
+    photo.write_bytes(b"\xff\xd8\xff a photo")
+    ran = cli_here("compare-vae", places["photos"], "--vae", "mini", "--out", photo)
+    assert ran.returncode == 2
+    assert "Give another name, or remove it" in " ".join(ran.stderr.split())
+    assert photo.read_bytes() == b"\xff\xd8\xff a photo"
 
 
 def test_where_none_works_it_is_an_error(places: dict[str, Path]) -> None:
@@ -249,7 +275,7 @@ def test_the_command_prints_writes_and_tells_failures(places: dict[str, Path], t
 def test_a_place_that_is_not_there_is_refused_before_the_work(places: dict[str, Path], tmp_path: Path) -> None:
     ran = cli_here("compare-vae", places["photos"], "--vae", "mini", "--out", tmp_path / "none" / "c.html")
     assert ran.returncode == 2
-    assert "a file in a folder that is there was expected" in " ".join(ran.stderr.split())
+    assert "expected a file to write, in a folder that is there" in " ".join(ran.stderr.split())
 
 
 # parts

@@ -224,3 +224,17 @@ def test_pixels_of_others_are_not_touched(tmp_path: Path) -> None:
     assert np.asarray(Image.open(tmp_path / "photos" / "c0" / "photo00000.jpg")).any()
     made = latentmill.convert(tmp_path / "photos", tmp_path / "a", exclude=listed(tmp_path, "c0/bad.png"), **CONVERT)
     assert (made.stored, made.rejected) == (2, 0)
+
+
+def test_a_list_that_a_trusted_source_passes_over_is_told(tmp_path: Path) -> None:
+    make_photos(tmp_path / "photos", 3)
+    how = {"resolution": "32x32", "transform": "center-crop", "num_workers": 1}
+    latentmill.convert(tmp_path / "photos", tmp_path / "out", **how)
+    (tmp_path / "list.txt").write_text("c0/photo00000.jpg\n")
+    events: list[Event] = []
+    again = latentmill.convert(
+        *(tmp_path / "photos", tmp_path / "out"),
+        **{**how, "exclude": tmp_path / "list.txt", "trust_source": True, "tell": events.append},
+    )
+    assert again.stored == 3
+    assert any("list.txt is not looked at" in event.text for event in events)

@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from latentmill.sources.folders import image_files, walk
 
 
 def entries(root: Path) -> list[str]:
-    return sorted(entry for looked in image_files(str(root), []) for entry in looked.entries)
+    return sorted(entry for looked in image_files(str(root), [], Counter()) for entry in looked.entries)
 
 
 def touch(root: Path, *names: str) -> None:
@@ -68,7 +69,7 @@ def test_what_cannot_be_looked_at_has_a_fault(tree: Path) -> None:
     os.mkfifo(tree / "pipe.jpg")
     faults = {
         entry.partition("\0")[0]: fault
-        for looked in image_files(str(tree), [])
+        for looked in image_files(str(tree), [], Counter())
         for entry, fault in looked.faults.items()
     }
     assert set(faults) == {"gone.jpg", "itself.jpg", "pipe.jpg"}
@@ -85,7 +86,7 @@ def test_a_folder_that_goes_away_meanwhile_leaves_faults(tree: Path, monkeypatch
         return real(path, *arguments, **settings)
 
     monkeypatch.setattr(os, "open", fail)
-    faults = [fault for looked in image_files(str(tree), []) for fault in looked.faults.values()]
+    faults = [fault for looked in image_files(str(tree), [], Counter()) for fault in looked.faults.values()]
     assert faults == ["No such file or directory"] * 1200
 
 

@@ -108,6 +108,9 @@ def test_the_list_of_commands_makes_none_of_them() -> None:
         ("convert --source a --dest b --num-workers many", "--num-workers must be a whole number. Found: 'many'"),
         ("bench --seconds soon", "--seconds must be a number. Found: 'soon'"),
         ("--source photos", "Options of a command come behind its name"),
+        ("convert --source a --dest=", "--dest must be a path. Found: '' (is a variable of the shell not set?)"),
+        ("encode --source '' --dest b", "--source must be a path. Found: ''"),
+        ("audit ''", "SRC must be a path. Found: ''"),
     ],
 )  # fmt: skip
 def test_a_wrong_line_is_told_what_it_should_be(line: str, said: str) -> None:
@@ -135,6 +138,7 @@ def test_a_wrong_line_is_told_what_it_should_be(line: str, said: str) -> None:
         ("buckets {photos} --buckets gird:64", "Found: 'gird:64'. Did you mean grid?"),
         ("verify {photos}", "holds nothing that latentmill made (no latentmill.json). Give the folder or the .zip"),
         ("decode --source {photos}ss --dest out", "Did you mean {photos}?"),
+        ("pixart --data-info {photos} --dest out --text-encoder T5", "Did you mean pixart-sigma-t5, "),
         ("run {photos}", "It is a folder; to have a recipe written for photos in it: latentmill init {photos}"),
         ("run {photos}/no.toml", "To have one written: latentmill init PHOTOS"),
     ],

@@ -221,7 +221,7 @@ def test_without_a_cluster_one_is_started_and_ended_without_a_word(photos: Path,
     made = subprocess.run(arguments, capture_output=True, text=True, timeout=120, env=environment)
     assert made.returncode == 0, made.stderr
     assert made.stderr == ""
-    assert all(line.startswith(("convert", "  report:")) for line in made.stdout.splitlines()), made.stdout
+    assert all(line.startswith(("convert", "  report:", "look:")) for line in made.stdout.splitlines()), made.stdout
     assert wait_until(lambda: not marked(mark), 20), "a process of Ray was left behind"
     latentmill.convert(photos, tmp_path / "here", resolution="32x32", transform="center-crop", num_workers=1)
     assert contents(tmp_path / "out") == contents(tmp_path / "here")

@@ -90,7 +90,8 @@ def refusal(text: str, *overrides: str) -> str:
         ('source = "photos"\n[outputs.a]\nresolution = "1x1"',
          "recipe.toml, line 2: outputs.a: kind must be one of pixels, latents, vision, text. Found: none"),
         ('source = "photos"\n[outputs.a]\n\nkind = "latent"',
-         "recipe.toml, line 4: outputs.a: kind must be one of pixels, latents, vision, text. Found: 'latent'"),
+         "recipe.toml, line 4: outputs.a: kind must be one of pixels, latents, vision, text. Found: 'latent'. "
+             "Did you mean latents?"),
         ('source = "nowhere"\n[outputs.a]\nkind = "text"',
          "recipe.toml, line 1: source.path does not exist: nowhere"),
         ('source = {path = "photos", images = "no"}\n[outputs.a]\nkind = "text"',

@@ -119,7 +119,7 @@ def test_states_are_what_run_finds(here: Path, fakes: None) -> None:
     (here / "out" / "images" / "mine.doc").touch()
     standing = by_name(planned(outputs))["images"].standing
     assert (standing.word, standing.left) == ("refused", 0.0)
-    assert standing.why.startswith("the destination is not empty and latentmill did not make: out/images")
+    assert standing.why.startswith("the destination is not empty, and latentmill did not make it: out/images")
 
 
 def test_a_run_that_was_stopped_is_begun(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

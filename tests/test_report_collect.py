@@ -199,7 +199,7 @@ def test_a_report_is_the_same_again_but_for_its_time(made: SimpleNamespace) -> N
     again = collect(made.data / "images", verify="none")
     first = _of(made.facts, "images")
     assert again.datasets[0].shown == first.shown
-    assert again.datasets[0].soundness == replace(first.soundness, checked="nothing (--verify none)")
+    assert again.datasets[0].soundness == replace(first.soundness, checked="")
 
 
 def test_photos_that_changed_or_went_are_not_shown_and_that_is_said(made: SimpleNamespace, tmp_path: Path) -> None:
@@ -300,7 +300,7 @@ def test_fake_latents_and_what_is_no_result_are_told(made: SimpleNamespace, tmp_
     with pytest.raises(ConfigError, match="sample must be 1 or more"):
         collect(made.data, sample=0)
     (tmp_path / "begun/.latentmill").mkdir(parents=True)
-    assert "begun is left out: it is not finished" in " ".join(collect(tmp_path, decode=False).datasets[0].notes)
+    assert "begun is left out: it is not finished" in " ".join(collect(tmp_path, decode=False).left_out)
 
 
 def test_a_page_is_written_once_but_never_over_other_files_or_into_a_dataset(

@@ -8,6 +8,7 @@ import re
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 from latentmill.errors import ConfigError
 from latentmill.report import charts, charts_data, shell
 from latentmill.report.facts import (
+    BucketFacts,
     Caption,
     CaptionFacts,
     ChannelFacts,
@@ -140,12 +142,48 @@ def test_what_a_person_asks_is_answered(page: str) -> None:
         (soundness(problems=("a.npy: CRC-32 differs",)), "bad", "1 problem found"),
         (soundness(rejected=300), "warning", "Sound, with 300 images rejected"),
         (soundness(stored=0, listed=0, rejected=0), "bad", "Nothing is stored"),
+        (soundness(checked=""), "warning", "Not checked"),
     ],
 )
 def test_the_verdict_is_what_was_found(facts: object, state: str, told: str) -> None:
     parsed = Parsed(small(soundness=facts))
     assert any(attributes.get("class") == f"verdict {state}" for attributes in parsed.all("div"))
     assert told in parsed.text
+
+
+def test_what_could_not_be_shown_comes_first() -> None:
+    text = Parsed(render(replace(report(empty()), left_out=("begun is left out: it is not finished",)))).text
+    assert text.index("1 dataset not shown") < text.index("begun is left out") < text.index("Nothing is stored")
+
+
+def test_the_median_is_one_number_wherever_it_stands() -> None:
+    qualities = tuple(Quality(psnr, 0.5) for psnr in (20.0, 22.0, 23.0, 40.0))
+    assert "half are below 22.5 dB" in (page := small(qualities=qualities)) and "<dd>22.5 dB</dd>" in page
+
+
+def test_what_is_lost_is_told_beside_the_picture() -> None:
+    captions = (Caption("prompt", "kept " * 300, "lost", 401),)
+    losses = ((0.0, "nothing cut"), (0.004, "under 1% cut away"), (0.998, "over 99% cut away"), (0.25, "25% cut away"))
+    for share, told in losses:
+        sample = shown(0, cut_away=share, stretched=0.031, captions=captions)
+        text = Parsed(small(shown=(sample,), best=(), worst=())).text
+        assert told in text and "stretched 3%" in text and text.index("the end is cut off") < text.index("kept kept")
+
+
+def test_stretched_buckets_tell_by_how_much() -> None:
+    buckets = tuple(BucketFacts(size, 10, 0.0, 0.04, 0) for size in ((512, 512), (448, 576)))
+    page = small(buckets=buckets)
+    assert "One side is stretched by 4.0%" in page and "stretched by" in page and "Cropping takes" not in page
+
+
+def test_no_tick_of_extreme_sizes_hides_another() -> None:
+    drawn = charts_data.sizes(SizeFacts(np.array([1, 4000, 20]), np.array([1, 8, 3000]), 3), [(512, 512)], "sizes")
+    ticks = re.findall(r'<text x="([\d.]+)" y="([\d.]+)"[^>]*"middle"[^>]*>(\d+)</text>', drawn)
+    rows = [
+        [(float(x), 7 * len(text)) for x, y, text in ticks if y == row] for row in dict.fromkeys(y for _, y, _ in ticks)
+    ]
+    assert len(rows) == 2 and all(len(row) >= 4 for row in rows)  # both widths of the chart
+    assert all(x + wide / 2 < after - next_wide / 2 for row in rows for (x, wide), (after, next_wide) in pairwise(row))
 
 
 def test_hostile_text_stays_text() -> None:

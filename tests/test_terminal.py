@@ -233,6 +233,19 @@ def test_a_log_that_cannot_be_is_refused(photos: Path, tmp_path: Path, place: st
     assert not (tmp_path / "out").exists()
 
 
+def test_a_log_is_never_written_behind_a_caption_or_into_a_result(tmp_path: Path) -> None:
+    caption, result = tmp_path / "cat.txt", tmp_path / "data"
+    caption.write_text("a cat")
+    (result / "images").mkdir(parents=True)
+    (result / "latentmill.json").write_text("{}")
+    for log in (caption, result / "images" / "run.log"):
+        run = cli("verify", tmp_path / "nothing", "--log-file", log)
+        assert run.returncode == 2
+        assert re.match(r"error: --log-file must (be a new file, or a log|lie outside of what is made)", run.stderr)
+    assert caption.read_text() == "a cat"
+    assert not any((result / "images").iterdir())
+
+
 def test_debug_shows_the_traceback_and_keeps_the_exit_code(tmp_path: Path) -> None:
     for arguments in (("--debug", "verify", tmp_path / "no"), ("verify", tmp_path / "no", "--debug")):
         run = cli(*arguments)

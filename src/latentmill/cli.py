@@ -224,7 +224,7 @@ def verify(
         wrong = False
         paths = datasets_in(dataset)
         for path in paths:
-            with Display("verify", "files") as display:
+            with Display("verify", "files", commits=False) as display:
                 report = (run if len(paths) == 1 else verify_one_of_several)(path, images, tell=display.tell)
             for problem in report.problems[:50]:
                 out.print(f"[red]wrong[/]  {shown(problem)}")
@@ -237,7 +237,7 @@ def verify(
             wrong |= bool(report.problems)
         return EXIT_FOUND if wrong else 0
 
-    guarded(check)
+    guarded(check, commits=False)
 
 
 def models() -> None:

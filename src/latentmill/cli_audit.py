@@ -26,7 +26,7 @@ from latentmill.options import (
     PathColumn,
     caption_columns,
 )
-from latentmill.terminal import Display, out, shown
+from latentmill.terminal import Display, counted, out, shown
 
 _DISTANCE = 20  # as auditing.near.DISTANCE, whose module brings NumPy
 
@@ -68,7 +68,7 @@ def audit(
         str | None,
         typer.Option(
             metavar="KIND,…",
-            help="Into the list beside what is unusable and all but one of equal images: near, captions, shapes, "
+            help="Into the list beside what no run takes and all but one of equal images: near, captions, shapes, "
             "or kinds by their names.",
             show_default=False,
         ),
@@ -96,7 +96,7 @@ def audit(
     missing_caption: MissingCaption = Missing.reject,
     max_images: MaxImages = None,
     max_pixels: MaxPixels = 178_956_970,
-    workers: Annotated[
+    num_workers: Annotated[
         int | None, typer.Option(metavar="N", help="Processes. Default: the usable cores.", rich_help_panel=SPEED_PANEL)
     ] = None,
 ) -> None:
@@ -110,10 +110,10 @@ def audit(
         {"resolution": resolution, "max_duplicate_distance": max_duplicate_distance, "model": model, "exclude": exclude,
          "images": images, "caption_extension": caption_extension, "multi_line": multi_line, "path_column": path_column,
          "caption_columns": caption_columns(caption_column), "missing_caption": missing_caption,
-         "max_images": max_images, "max_pixels": max_pixels, "workers": workers}
+         "max_images": max_images, "max_pixels": max_pixels, "num_workers": num_workers}
     )  # fmt: skip
     also = [name.strip() for name in (list_also or "").split(",") if name.strip()]
-    guarded(lambda: _work(source, settings, out_file, list_file, json_file, also))
+    guarded(lambda: _work(source, settings, out_file, list_file, json_file, also), commits=False)
 
 
 def _work(
@@ -132,12 +132,16 @@ def _work(
     check_places(source, page, list_file, json_file)
     for name in also:
         kinds_of(name)
-    with Display("audit") as display:
+    with Display("audit", commits=False) as display:
         found = look_through(source, tell=display.tell, **settings)
     show(found)
     if list_file is not None:
-        count = write_list(found, list_file, also)
-        out.print(f"[green]list:[/] {shown(list_file)}: {count:,} keys; take it with --exclude {shown(list_file)}")
+        left_out = write_list(found, list_file, also)
+        told = f"{len(left_out):,} keys; take it with --exclude {shown(list_file)}"
+        out.print(f"[green]list:[/] {shown(list_file)}: {told}")
+        if uncaptioned := [key for key in found.unusable if key not in left_out]:
+            told = counted(len(uncaptioned), "images")
+            out.print(f"  {told} without a caption not in it: runs without captions take them (--list-also no-caption)")
     if page is not None:
         write_page(found, page, settings)
         out.print(f"[green]page:[/] {shown(page)}")

@@ -92,23 +92,28 @@ def compare_vae(
 ) -> None:
     """Compare VAEs on your own photos, before you encode a million of them.
 
-    Tells what each gives back of a sample (from the mean of its posterior): PSNR; SSIM; and FLIP, NVIDIA's measure of
-    how much of the difference a person sees when flipping between the two, 0 to 1, which needs no downloaded weights.
-    And what its latents are like, how many bytes and how much time they take. A VAE that fails is told, and the others
-    go on (exit code 3).
+    Tells what each gives back of a sample, from the mean of its posterior: PSNR,
+    SSIM, and FLIP (NVIDIA's measure of what a person sees when flipping between
+    the two, 0 to 1; it needs no downloaded weights); what its latents are like,
+    and the bytes and time they take. A VAE that fails is told, and the others go
+    on (exit code 3).
     """
     settings = plain(
         {"resolution": resolution, "transform": transform, "sample": sample, "indivisible": indivisible,
          "exclude": exclude, "exif": exif, "alpha": alpha, "batch_size": batch_size, "device": device,
          "dtype": dtype, "threads": threads}
     )  # fmt: skip
-    guarded(lambda: _work(source, vae, settings, out_file, json_file))
+    guarded(lambda: _work(source, vae, settings, out_file, json_file), commits=False)
 
 
 def _work(source: Path, vaes: list[str], settings: dict[str, Any], page: Path, json_file: Path | None) -> int:
-    for place in filter(None, (page, json_file)):
-        _check_place(place)
     import json
+
+    from latentmill.files import check_written
+
+    check_written(page, b"<!doctype html>")
+    if json_file is not None:
+        check_written(json_file, b"{")
 
     with importing():
         from latentmill.comparing.page import page as drawn
@@ -116,8 +121,8 @@ def _work(source: Path, vaes: list[str], settings: dict[str, Any], page: Path, j
         from latentmill.files import replace_text
         from latentmill.report.svg import require_matplotlib
 
-    require_matplotlib()
-    with Display("compare-vae", "photos") as display:
+    require_matplotlib("compare")
+    with Display("compare-vae", "photos", commits=False) as display:
         found = compare(source, vaes, tell=display.tell, **settings)
     _show(found)
     replace_text(page, drawn(found))
@@ -128,14 +133,6 @@ def _work(source: Path, vaes: list[str], settings: dict[str, Any], page: Path, j
         out.print(f"figures: {shown(json_file)}")
     emit("result", page=str(page), json_file=None if json_file is None else str(json_file), **table)
     return EXIT_REJECTS if found.failures else 0
-
-
-def _check_place(file: Path) -> None:
-    """Before the work. Raises DestinationError."""
-    from latentmill.errors import DestinationError
-
-    if file.is_dir() or not file.absolute().parent.is_dir():
-        raise DestinationError(f"a file in a folder that is there was expected. Found: {file}")
 
 
 def _show(found: Comparison) -> None:

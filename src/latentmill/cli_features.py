@@ -258,7 +258,7 @@ def buckets(
         print_buckets(report)
         return 0
 
-    guarded(work)
+    guarded(work, commits=False)
 
 
 def _settings(values: dict[str, Any]) -> dict[str, Any]:

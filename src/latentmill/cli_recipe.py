@@ -74,7 +74,7 @@ def plan(recipe: _Recipe, settings: _Set = None) -> None:
         _show(found)
         return 0
 
-    guarded(work)
+    guarded(work, commits=False)
 
 
 def init(

@@ -77,7 +77,7 @@ def report(
         with importing():
             from latentmill.report.make import make_report
 
-        with Display("report", "samples") as display:
+        with Display("report", "samples", commits=False) as display:
             facts = make_report(
                 root, out_file, source=source, sample=sample, verify=verify.value, vae=vae,
                 decode=decode, device=device, tell=display.tell,
@@ -87,7 +87,7 @@ def report(
             _show(out_file)
         return code
 
-    guarded(work)
+    guarded(work, commits=False)
 
 
 def _summarise(facts: ReportFacts, place: Path) -> int:
@@ -98,17 +98,23 @@ def _summarise(facts: ReportFacts, place: Path) -> int:
     problems = sum(len(dataset.soundness.problems) for dataset in facts.datasets)
     notes = [f"{dataset.name}: {note}" for dataset in facts.datasets for note in dataset.notes]
     size = place.stat().st_size
-    verdict = f"[red]{counted(problems, 'problems')}[/]" if problems else "[green]nothing wrong found[/]"
+    checked = all(dataset.soundness.checked for dataset in facts.datasets)
+    fine = "[green]nothing wrong found[/]" if checked else "[yellow]not checked[/] (--verify none)"
+    verdict = f"[red]{counted(problems, 'problems')}[/]" if problems else fine
+    if facts.left_out:
+        verdict = f"[red]{counted(len(facts.left_out), 'datasets')} not shown[/], of the others {verdict}"
     samples = sum(len(dataset.shown) for dataset in facts.datasets)
     told = f"{counted(len(facts.datasets), 'datasets')}, {counted(samples, 'samples')}, {clock(facts.seconds)}"
     out.print(f"[green]report done:[/] {shown(place)} ({human(size)}): {told}; {verdict}")
+    for each in facts.left_out:
+        out.print(f"  {shown(each)}")
     for note in notes[:_TOLD]:
         out.print(f"  {shown(note)}")
     emit(
         "result", dest=str(place), bytes=size, datasets=len(facts.datasets), samples=samples, problems=problems,
-        seconds=round(facts.seconds, 3), notes=notes,
+        seconds=round(facts.seconds, 3), notes=notes, left_out=list(facts.left_out),
     )  # fmt: skip
-    return EXIT_FOUND if problems else 0
+    return EXIT_FOUND if problems or facts.left_out else 0
 
 
 def _show(place: Path) -> None:

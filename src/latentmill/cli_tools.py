@@ -111,7 +111,7 @@ def doctor(
             show(findings)
         return EXIT_FOUND if broken(findings) else 0
 
-    guarded(work)
+    guarded(work, commits=False)
 
 
 def print_json(table: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from latentmill.errors import ConfigError
 from latentmill.events import emit, events_of
 from latentmill.guard import EXIT_FAILED, guarded, state
 from latentmill.logfile import log_to
-from latentmill.mistakes import ClickError, explained
+from latentmill.mistakes import ClickError, explained, refuse_empty_paths
 from latentmill.options import PICTURE_PANEL, RERUN_PANEL, SOURCE_PANEL, SPEED_PANEL, TEXT_PANEL, VAE_PANEL
 from latentmill.screen import err, out, shown
 
@@ -179,10 +179,13 @@ class Command(TyperCommand):
         return _flags_bare(super().get_params(ctx))
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """As Typer's; an error remembers what was typed."""
+        """As Typer's; an error remembers what was typed. An empty path is none: Typer takes it for the folder here."""
         typed = list(args)
         try:
-            return super().parse_args(ctx, args)
+            left = super().parse_args(ctx, args)
+            if any(not each or each.endswith("=") for each in typed):
+                refuse_empty_paths(ctx, typed)
+            return left
         except ClickError as error:
             error.typed = typed  # type: ignore[attr-defined]
             raise

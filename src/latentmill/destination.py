@@ -5,14 +5,22 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
 from latentmill.errors import DestinationError, LatentmillError, SourceError
-from latentmill.files import digest, digest_lines, remove_empty_folders, remove_tree, replace_text, write_errors
+from latentmill.files import (
+    digest,
+    digest_lines,
+    printable,
+    remove_empty_folders,
+    remove_tree,
+    replace_text,
+    write_errors,
+)
 from latentmill.formats.containers import Container
 from latentmill.formats.layouts import layout_of
 from latentmill.formats.metadata import (
@@ -32,6 +40,7 @@ from latentmill.formats.repa import ImageLayout, LatentLayout
 from latentmill.manifest import current_plan
 
 _LOCK_SECONDS = 10.0
+_SHOWN_ENTRIES = 3  # of a folder that is refused
 _LOCK, _CLEARING, _JOB = "lock", "clearing", "job"
 
 
@@ -56,8 +65,17 @@ def refuse_foreign(place: Container, overwrite: bool = False) -> None:
     elif place.exists() and not place.work.exists():
         raise DestinationError(f"the destination is no zip archive, and latentmill did not make it: {place.path}")
     if place.exists() and Metadata.read_beside(place.path) is None and not place.work.exists():
-        what = "is a zip that" if place.is_zip else "is not empty and"
-        raise DestinationError(f"the destination {what} latentmill did not make: {place.path}. Choose another")
+        held = f" (it holds {_first_entries(place.path)})" if place.path.is_dir() else ""
+        what = "is a zip that" if place.is_zip else "is not empty, and"
+        raise DestinationError(
+            f"the destination {what} latentmill did not make it: {place.path}{held}. Choose another, or move it away"
+        )
+
+
+def _first_entries(folder: Path) -> str:
+    """The names of a few entries of a folder, for a person."""
+    names = sorted(islice((entry.name for entry in folder.iterdir()), _SHOWN_ENTRIES + 1))
+    return ", ".join(map(printable, names[:_SHOWN_ENTRIES])) + (", …" if len(names) > _SHOWN_ENTRIES else "")
 
 
 def refuse_unrelated(places: Sequence[Container], metadata: Metadata | None) -> None:

@@ -57,6 +57,27 @@ def digest_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def check_written(file: Path, beginning: bytes) -> None:
+    """Before the work: a file can be made there, or one that begins as it will is replaced. Raises DestinationError.
+
+    So a slip of the hand (`--out photos/cat.jpg`) does not cost a photo or its caption.
+    """
+    if file.is_dir() or not file.absolute().parent.is_dir():
+        found = "a folder" if file.is_dir() else f"no folder {printable(str(file.parent))}"
+        raise DestinationError(
+            f"expected a file to write, in a folder that is there. Found {found}: {printable(str(file))}"
+        )
+    if not file.is_file():
+        return
+    with file.open("rb") as there:
+        start = there.read(len(beginning))
+    if start and start.lower() != beginning.lower():
+        raise DestinationError(
+            f"{printable(str(file))} is there, and is not what would be written (which begins with "
+            f"{beginning.decode()!r}). Give another name, or remove it"
+        )
+
+
 @contextmanager
 def write_errors(what: Path) -> Iterator[None]:
     """Turn a failed write into one clear line that names `what`."""

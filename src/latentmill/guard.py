@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 ShownAs = Callable[[str], tuple[str, str]]
 EXIT_FOUND, EXIT_FAILED, EXIT_REJECTS, EXIT_STOPPED = 1, 2, 3, 130
+_GOES_ON = "What is committed stays; run the same command again to go on"
+_BEGINS_ANEW = "Nothing was written; the same command begins anew"
 
 
 @dataclass
@@ -114,8 +116,11 @@ def feature_shown(output: str) -> tuple[str, str]:
     return output, output.partition(" ")[0]
 
 
-def guarded(work: Callable[[], int]) -> None:
-    """Run a command; an error becomes one line on stderr and an exit code."""
+def guarded(work: Callable[[], int], commits: bool = True) -> None:
+    """Run a command; an error becomes one line on stderr and an exit code.
+
+    commits: whether it commits what it makes bit by bit, so that it goes on where it was stopped.
+    """
 
     def stop(signum: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -126,7 +131,7 @@ def guarded(work: Callable[[], int]) -> None:
     except KeyboardInterrupt:
         for again in (signal.SIGINT, signal.SIGTERM):  # the way out is short; a second one would only garble it
             signal.signal(again, signal.SIG_IGN)
-        stopped = "stopped. What is committed stays; run the same command again to go on"
+        stopped = "stopped. " + (_GOES_ON if commits else _BEGINS_ANEW)
         err.print(stopped)
         emit("error", type="Stopped", text=stopped)
         code = EXIT_STOPPED

@@ -15,6 +15,7 @@ from latentmill.records import Progress, ShardReport
 from latentmill.worker import Output
 
 _POINTS = 200  # of a timeline, at most
+_REASONS = 3  # that are told where a job fails too much
 
 
 class Timeline:
@@ -52,6 +53,8 @@ class Live:
         self.rejected = sum(report.rejected for report in reports)
         self.skipped = sum(report.skipped for report in reports)
         self.seconds: Counter[str] = Counter()
+        self._reasons: Counter[str] = Counter()
+        self._examples: dict[str, str] = {}
         self._tell()
 
     def take(self, event: Progress | ShardReport) -> None:
@@ -70,12 +73,20 @@ class Live:
         self.images += event.done
         self.rejected += event.rejected
         self.skipped += event.skipped
+        for key, reason in event.reasons:
+            self._reasons[reason] += 1
+            self._examples.setdefault(reason, key)
         self._tell()
         if event.done > 0 and self.max_failures.exceeded(self.rejected, self.images):
             raise TooManyFailuresError(
                 f"{self.rejected:,} of {self.images:,} images were rejected, over --max-failures "
-                f"{self.max_failures}. What is committed stays; run again with a higher limit to go on"
+                f"{self.max_failures}{self._why()}. What is committed stays; run again with a higher limit to go on"
             )
+
+    def _why(self) -> str:
+        """The commonest reasons, each with an image that has it."""
+        told = (f"{self._examples[reason]} ({reason})" for reason, _ in self._reasons.most_common(_REASONS))
+        return f", as {'; '.join(told)}" if self._reasons else ""
 
     def _tell(self) -> None:
         counts = (self.plan.images, self.images, self.committed, self.rejected, self.skipped)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +14,9 @@ from typing import TextIO
 from latentmill.errors import ConfigError
 
 _LIBRARIES = ("numpy", "pillow", "simplejpeg", "torch", "diffusers", "transformers")
+_RESULT = ("latentmill.json", ".latentmill")
+_LINE = re.compile(rb"\d{4}-\d\d-\d\dT[\d:.]+[+-]\d\d:\d\d [A-Z]+ ")
+_LONGEST = 80  # bytes of a line that are enough to know it
 _open: list[TextIO] = []  # at most one
 
 
@@ -39,6 +43,7 @@ def log_to(path: Path | None) -> Iterator[None]:
         yield
         return
     try:
+        _check_own(path)
         file = path.open("a", encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise ConfigError(
@@ -52,6 +57,18 @@ def log_to(path: Path | None) -> Iterator[None]:
             yield
         finally:
             _open.remove(file)
+
+
+def _check_own(path: Path) -> None:
+    """Refuse to write into a result, or behind what is no log, as a caption. Raises ConfigError and OSError."""
+    for folder in path.resolve().parents:
+        if any((folder / name).exists() for name in _RESULT):
+            raise ConfigError(f"--log-file must lie outside of what is made. Found: {path}, in {folder}")
+    if path.is_file():
+        with path.open("rb") as file:
+            first = file.readline(_LONGEST)
+        if first and not _LINE.match(first):
+            raise ConfigError(f"--log-file must be a new file, or a log of latentmill's to append to. Found: {path}")
 
 
 def _environment() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -13,6 +14,7 @@ from latentmill.wording import did_you_mean, hinted
 
 ClickError: type[Exception] = typer.BadParameter.__bases__[0].__bases__[0]  # Click's, wherever Typer has it from
 _CHOICES = re.compile(r"'([^']*)' is not one of (.*)", re.DOTALL)
+_EMPTY_PATH = "'' (is a variable of the shell not set?)"
 _COMMANDS = {
     "crop": "convert", "resize": "convert", "preprocess": "convert", "images": "convert", "vae": "encode",
     "latents": "encode", "precompute": "encode", "cache": "encode", "extract": "pixart", "features": "pixart",
@@ -59,6 +61,14 @@ def explained(error: Any, commands: Collection[str]) -> str:
     if "extra argument" in text:
         return _too_many(context, typed)
     return _wrong_value(error, text, typed) or " ".join(text.replace("Value error, ", "").split())
+
+
+def refuse_empty_paths(context: Any, typed: Sequence[str]) -> None:
+    """Raise Click's error where a path is an empty text, as an unset variable of a shell makes it."""
+    values, _, _ = context.command.make_parser(context).parse_args(args=list(typed))
+    for parameter in context.command.params:
+        if values.get(parameter.name) == "" and isinstance(context.params.get(parameter.name), Path):
+            raise typer.BadParameter(_EMPTY_PATH, ctx=context, param=parameter)
 
 
 def _unknown_command(name: str, commands: Collection[str]) -> str:
@@ -128,6 +138,9 @@ def _wrong_value(error: Any, text: str, typed: Sequence[str]) -> str:
         return ""
     option = next((each for each in parameter.opts if each in typed), parameter.opts[0])
     value = typed[typed.index(option) + 1] if option in typed[:-1] else ""
+    if _EMPTY_PATH in text:
+        name = option if parameter.param_type_name == "option" else parameter.metavar or parameter.name
+        return f"{name} must be a path. Found: {_EMPTY_PATH}"
     if found := _CHOICES.search(text):
         known = re.findall(r"'([^']+)'", found[2])
         must = f"{', '.join(known[:-1])} or {known[-1]}"

@@ -198,11 +198,13 @@ class Display:
     """Shows a job's events: a live bar on a terminal, a line now and then elsewhere.
 
     what: is counted, in the plural. bars: those that this one is among. named: whether what is committed is told with
-    the command. job: its name in events, by default the command.
+    the command. job: its name in events, by default the command. commits: whether its work is kept when it is stopped.
     """
 
-    def __init__(self, command: str, what: str = "images", bars: Bars | None = None, job: str = "") -> None:
-        self.command, self.what, self.job = command, what, job or command
+    def __init__(
+        self, command: str, what: str = "images", bars: Bars | None = None, job: str = "", commits: bool = True
+    ) -> None:
+        self.command, self.what, self.job, self.commits = command, what, job or command, commits
         self.bars = bars or Bars()
         self.bar: _Bar | None = None
         self.named = False
@@ -217,7 +219,7 @@ class Display:
         self.bars.stop()
         if self.last is not None and self.speed is not None:
             self._emit(self.last, self.speed)
-        if error[0] is KeyboardInterrupt and self.last is not None:
+        if error[0] is KeyboardInterrupt and self.last is not None and self.commits:
             name = f"{self.command}: " if self.named else ""
             err.print(f"{name}{self.last.committed:,} of {counted(self.last.total, self.what)} are committed")
 

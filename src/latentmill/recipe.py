@@ -32,11 +32,11 @@ from latentmill.outputs.kinds import KINDS, Chosen, Kind, kind_of
 from latentmill.outputs.shared import Shared
 from latentmill.passes import Prepared, run_pass, runner_of
 from latentmill.plugins import ENCODERS, installed
-from latentmill.recipe_checks import OF_SETS, RUN_FIELDS, SOURCE_FIELDS, check_names, check_places, check_table, close
+from latentmill.recipe_checks import OF_SETS, RUN_FIELDS, SOURCE_FIELDS, check_names, check_places, check_table, meant
 from latentmill.recipe_file import NO_FILE, Keys, RecipeFile, in_recipe_words, read_recipe
 from latentmill.recipe_stored import SOURCE_NAMES, recipe_of, resolved_settings, stored_toml
 from latentmill.transforms.variant import Variant
-from latentmill.wording import hinted
+from latentmill.wording import did_you_mean, hinted
 
 if TYPE_CHECKING:
     from latentmill.recipe_plan import RecipePlan
@@ -97,7 +97,7 @@ class Recipe:
         """A recipe of its tables. Raises ConfigError."""
         for name in tables:
             if name not in _SECTIONS:
-                raise ConfigError(f"{file.place((name,))}a recipe has no {name}.{close(name, _SECTIONS)}")
+                raise ConfigError(f"{file.place((name,))}a recipe has no {name}.{meant(name, _SECTIONS)}")
         if "source" not in tables:
             raise ConfigError(f"{file.place(())}a recipe needs a source: [source] with path")
         return cls(
@@ -169,7 +169,9 @@ class Recipe:
         try:
             kind = kind_of(own.pop("kind", None), own.pop("layout", None))
         except ConfigError as error:
-            raise ConfigError(f"{self.file.place((*keys, 'kind'))}outputs.{name}: {error}") from error
+            others = [other for other in self.outputs if other != name] if "kind" not in table else []
+            text = hinted(f"outputs.{name}: {error}", did_you_mean(name, others).replace("mean ", "mean outputs."))
+            raise ConfigError(f"{self.file.place((*keys, 'kind'))}{text}") from error
         fields = kind.settings.model_fields.keys() - SourceSettings.model_fields.keys() - {"dest"} | {"path"}
         check_names(self.file, own, keys, fields, f"outputs.{name} ({kind.told})")
         own["dest"] = self._within(own.pop("path", name), (*keys, "path"))

@@ -31,7 +31,7 @@ def check_names(file: RecipeFile, table: Any, keys: Keys, known: Any, where: str
     for name in table:
         if name not in known:
             place = file.place((*keys, name))
-            raise ConfigError(f"{place}{where} has no setting {name}.{_elsewhere(name, known - OF_SETS)}")
+            raise ConfigError(f"{place}{where} has no setting {name}.{meant(name, known - OF_SETS)}")
 
 
 def check_places(file: RecipeFile, outputs: Sequence[Chosen]) -> None:
@@ -57,7 +57,7 @@ def check_places(file: RecipeFile, outputs: Sequence[Chosen]) -> None:
             names[name] = each.table
 
 
-def _elsewhere(name: str, known: Any) -> str:
+def meant(name: str, known: Any) -> str:
     """Where such a setting belongs, or what it may be."""
     for section, fields in (("source", SOURCE_FIELDS - {"path", "kind", "options"}), ("run", RUN_FIELDS)):
         if name in fields:

@@ -19,7 +19,7 @@ HEAD = """\
 """
 
 MISSING = """\
-missing_caption = "empty"          # {images} without a caption get the empty one; "reject" leaves them out of the text
+missing_caption = "empty"          # for {images} without a caption; "reject" leaves them out of the text
 """
 
 CLASSES = """\

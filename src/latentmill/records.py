@@ -150,12 +150,16 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Emitted after every batch of a shard; counts are negative where the work of a process that died is taken back."""
+    """Emitted after every batch of a shard; counts are negative where the work of a process that died is taken back.
+
+    reasons: key and reason of each reject.
+    """
 
     done: int
     rejected: int = 0
     skipped: int = 0
     shard: int = -1
+    reasons: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shlex
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from latentmill.transforms.bucket_report import BucketReport
 
 _SHOWN_LEFT_OUT = 20
+_SHOWN_REASONS = 3  # of rejects
 _TRANSFORMING = ("convert", "encode")  # what leaves images out by a transform's rule, not by the reader's
 
 
@@ -55,6 +58,8 @@ def summarise(command: str, result: Result, source: Path, what: str = "images", 
     if result.rejected:
         rejected = f"[yellow]{result.rejected:,} rejected[/]: {shown(result.rejects)}"
         out.print(f"  {rejected}")
+        for line in _reasons(result.rejects):
+            out.print(f"    {shown(line)}")
         if out.quiet and not for_program():
             err.print(rejected)
         if command == "encode" and is_dataset(source):
@@ -63,6 +68,23 @@ def summarise(command: str, result: Result, source: Path, what: str = "images", 
                 "pairs; encode from the photos with --images to get them"
             )
     out.print(f"  report: {shown(result.report)}")
+
+
+def _reasons(rejects: Path | None) -> Iterator[str]:
+    """The commonest reasons of rejects, each with how many have it and one that does. rejects: the file of them."""
+    if rejects is None:
+        return
+    counts: Counter[str] = Counter()
+    examples: dict[str, str] = {}
+    with rejects.open(encoding="utf-8") as lines:
+        for line in lines:
+            row = json.loads(line)
+            counts[row["reason"]] += 1
+            examples.setdefault(row["reason"], row["key"])
+    for reason, count in counts.most_common(_SHOWN_REASONS):
+        yield f"{count:,}: {reason} ({examples[reason]})"
+    if len(counts) > _SHOWN_REASONS:
+        yield f"and {counted(len(counts) - _SHOWN_REASONS, 'other reasons')}"
 
 
 def _explained(note: str) -> str:

@@ -223,8 +223,9 @@ class _Run:
         with shard.clock.time("write"):
             settled = [_store(outputs, shard.sinks, item, results) for item in items]
         shard.outcomes.extend(settled)
-        rejected, skipped = sum(bool(o.stage) for o in settled), sum(o.skipped for o in settled)
-        self.emit(shard.part, Progress(len(settled), rejected, skipped, shard.number))
+        reasons = tuple((o.ref.key, o.reason) for o in settled if o.stage)
+        skipped = sum(o.skipped for o in settled)
+        self.emit(shard.part, Progress(len(settled), len(reasons), skipped, shard.number, reasons))
 
     def _commit(self, shard: _Shard) -> None:
         if self.care:

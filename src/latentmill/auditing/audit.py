@@ -35,7 +35,7 @@ def audit(source: str | Path, *, tell: Tell = quiet, **settings: Any) -> Audit:
     """Look through a folder, zip, table or PixArt dataset before anything is made of it; nothing is written.
 
     settings: the fields of `auditing.settings.AuditSettings`: resolution ("256x256"), max_duplicate_distance, model
-    (for lengths in tokens), workers, and those of a source (images, caption_extension, multi_line, path_column,
+    (for lengths in tokens), num_workers, and those of a source (images, caption_extension, multi_line, path_column,
     caption_columns, missing_caption, exclude, max_images, max_pixels). Shapes are judged as they are stored. Raises
     LatentmillError, also where the extra `audit` is not installed.
     """
@@ -71,7 +71,7 @@ def audit(source: str | Path, *, tell: Tell = quiet, **settings: Any) -> Audit:
 def _images(chosen: AuditSettings, subject: Subject, seen: Seen, tell: Tell) -> Iterator[Finding]:
     """Everything that each image alone tells; `seen` gets what copies are found by."""
     look = partial(look_at, subject.source, max_pixels=chosen.max_pixels)
-    workers = min(chosen.workers or usable_cores(), max(1, len(subject.refs) // _STEP))
+    workers = min(chosen.num_workers or usable_cores(), max(1, len(subject.refs) // _STEP))
     rejected = 0
     for place, found in enumerate(in_processes(look, subject.refs, workers, _lost)):
         ref = subject.refs[place]

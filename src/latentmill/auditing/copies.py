@@ -15,7 +15,7 @@ import numpy as np
 from latentmill.auditing import kinds
 from latentmill.auditing.findings import Finding
 from latentmill.auditing.looking import Look
-from latentmill.auditing.near import HASH_WORDS, groups_of, near_pairs
+from latentmill.auditing.near import HASH_WORDS, near_groups
 from latentmill.records import Array, SampleRef
 
 Group = list[int]  # places in the listing, the one to keep first
@@ -88,7 +88,8 @@ class Seen:
         ):
             members[number].append(place)
         best = np.array([rank[members[number][0]] for number in range(len(distinct))], np.int64)
-        groups = groups_of(near_pairs(distinct, distance), best)
+        in_order = np.argsort(best)
+        groups = [in_order[each].tolist() for each in near_groups(distinct[in_order], distance)]
         told = {number for group in groups for number in group}
         found = [[place for number in group for place in members[number]] for group in groups]
         found += [group for number, group in members.items() if number not in told and len(group) > 1]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from latentmill.auditing.kinds import ALSO, GROUPS_OF_COPIES, KINDS, NEAR, SEVERITIES, Kind, Severity
+from latentmill.auditing.kinds import ALSO, GROUPS_OF_COPIES, KINDS, NEAR, NO_CAPTION, SEVERITIES, Kind, Severity
 from latentmill.errors import ConfigError
 from latentmill.wording import did_you_mean
 
@@ -57,20 +57,29 @@ class Audit:
 
     @property
     def unusable(self) -> dict[str, str]:
-        """The images that a run would reject, and why."""
+        """The images that a run would reject, and why; for want of a caption, a run that needs one."""
+        found = self.unusable_images
+        for finding in self.of_kind(NO_CAPTION):
+            found.setdefault(finding.keys[0], finding.detail)
+        return found
+
+    @property
+    def unusable_images(self) -> dict[str, str]:
+        """The images that any run would reject, and why: what is wrong with them is not their captions."""
         found: dict[str, str] = {}
-        for finding in self.findings:  # what is wrong with the image comes before what is wrong with its caption
-            if KINDS[finding.kind].severity == "unusable":
+        for finding in self.findings:
+            if KINDS[finding.kind].severity == "unusable" and finding.kind != NO_CAPTION:
                 found.setdefault(finding.keys[0], finding.detail)
         return found
 
     def exclusions(self, also: list[str] | tuple[str, ...] = ()) -> dict[str, str]:
-        """Keys to leave out, with the reason: what is unusable, and all but one of each group of equal images.
+        """Keys to leave out, with the reason: images that no run takes, and all but one of each group of equal images.
 
-        also: further kinds, by name, or `near` (all but one), `captions`, `shapes`. Raises ConfigError.
+        An image without a caption is none of them, since runs that need no caption take it. also: further kinds, by
+        name, or `near` (all but one), `captions` (no-caption among them), `shapes`. Raises ConfigError.
         """
         wanted = {*GROUPS_OF_COPIES, *(name for told in also for name in kinds_of(told))}
-        found = dict(self.unusable)
+        found = self.unusable if NO_CAPTION in wanted else self.unusable_images
         for finding in sorted(self.findings, key=lambda each: each.kind not in GROUPS_OF_COPIES):
             if finding.kind in wanted:
                 copies = finding.kind in (*GROUPS_OF_COPIES, NEAR)

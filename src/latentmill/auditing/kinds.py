@@ -59,8 +59,9 @@ KINDS = {
             "Bucketed latents reject them: correct width and height in the table, or leave them out of it.",
         ),
         Kind(
-            NO_CAPTION, "unusable", "no caption that can be used",
-            "Text features reject them: write one, or use --missing-caption empty.",
+            NO_CAPTION, "unusable", "no caption that can be used (runs without captions take them)",
+            "Imports and text features reject them: write one, use --missing-caption empty, or leave them out with "
+            "--list-also no-caption. Pixels and latents alone are made of them all the same.",
         ),
         Kind(SAME_BYTES, "look", "the same file, byte for byte", "Keep one of each.", "groups"),
         Kind(SAME_PIXELS, "look", "the same pixels in different files", "Keep one of each.", "groups"),

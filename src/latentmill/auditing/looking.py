@@ -16,7 +16,7 @@ from latentmill.auditing.near import picture_hash, reduced
 from latentmill.decoding import DEFAULT_MAX_PIXELS, ImageFacts, decode, image_facts
 from latentmill.errors import SampleError
 from latentmill.files import digest
-from latentmill.records import CMYK, EXIF_ROTATED, SIXTEEN_BIT, TRANSPARENT, SampleRef
+from latentmill.records import CMYK, EXIF_ROTATED, SIXTEEN_BIT, TRANSPARENT, Array, SampleRef
 from latentmill.stages import Source
 
 _OF_NOTES = {
@@ -36,7 +36,7 @@ _SEVERAL_AS_ONE = frozenset({"MPO", "ICO", "ICNS"})  # the others are previews, 
 class Look:
     """One image. stage, reason: as a run would reject it, else "". size: (height, width) as stored; (0, 0) unknown.
 
-    length: bytes. digest, pixels: of the bytes, and of the upright pixels with their size. hash: see
+    length: bytes. digest, pixels: of the bytes, and of the upright pixels with their size and transparency. hash: see
     `near.picture_hash`.
     found: kinds of finding, each with what is to be said of this image.
     """
@@ -60,6 +60,9 @@ def look_at(source: Source, ref: SampleRef, max_pixels: int = DEFAULT_MAX_PIXELS
     try:
         pixels, notes = decode(data, exif="apply", max_pixels=max_pixels)
         facts = image_facts(data, max_pixels)
+        alike = _digest_of(pixels)
+        if TRANSPARENT in notes:
+            alike = _with_alpha(alike, decode(data, exif="apply", alpha="white", max_pixels=max_pixels)[0])
     except SampleError as error:
         return Look(error.stage, error.reason, digest=digest(data))
     height, width = pixels.shape[:2]
@@ -68,10 +71,22 @@ def look_at(source: Source, ref: SampleRef, max_pixels: int = DEFAULT_MAX_PIXELS
         size=facts.size if EXIF_ROTATED in notes else (height, width),
         length=len(data),
         digest=digest(data),
-        pixels=digest(np.ascontiguousarray(pixels).data.cast("B")) + f"-{width}",
+        pixels=alike,
         hash=picture_hash(picture),
         found=tuple(_found(ref.key, facts, notes, picture)),
     )
+
+
+def _digest_of(pixels: Array) -> str:
+    """Of pixels and their size: a blank page has the bytes of any other shape of as many pixels."""
+    height, width = pixels.shape[:2]
+    return digest(f"{height}x{width} {digest(np.ascontiguousarray(pixels).data.cast('B'))}".encode())
+
+
+def _with_alpha(alike: str, on_white: Array) -> str:
+    """The digest told apart by what transparency leaves to be seen: icons may differ in nothing else."""
+    seen = _digest_of(on_white)
+    return alike if seen == alike else digest(f"{alike} {seen}".encode())
 
 
 def _found(key: str, facts: ImageFacts, notes: tuple[str, ...], picture: Image.Image) -> Iterator[tuple[str, str]]:

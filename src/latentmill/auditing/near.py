@@ -30,6 +30,7 @@ HASH_WORDS = 3  # of 64 bits
 _FLAT = 3.0  # grey levels of deviation under which the bits are noise: a white page, a black frame
 _RECALL = 0.99
 _COMPANY = 8  # hashes that begin alike, about
+_PARTNERS = 64  # that a hash is told with, at most
 _WINDOW = 48  # neighbours that a hash is compared with in a round, at most
 _SEED = 0
 _LEAST_BITS, _MOST_BITS = 3, 24
@@ -64,7 +65,8 @@ def distances(a: Array, b: Array) -> Array:
 def near_pairs(hashes: Array, distance: int) -> Array:
     """Pairs (P, 2) of places, the lower first, sorted, of hashes, uint64 (N, HASH_WORDS), at most so many bits apart.
 
-    The hashes differ from each other. Memory: about 150 bytes a hash, and 16 for each pair found.
+    The hashes differ from each other, and stand in the order in which they are kept: of what is near to one and stands
+    before it, the first `_PARTNERS` found are told, so that frames of a film, all alike, do not fill the memory.
     """
     count = len(hashes)
     if count < 2:
@@ -74,8 +76,17 @@ def near_pairs(hashes: Array, distance: int) -> Array:
     for order in _orders(leading, distance):
         keys = _keys(hashes, order)
         pairs = _neighbours(hashes, keys, np.uint64(64 - leading), distance)
-        found = np.union1d(found, pairs[:, 0] * count + pairs[:, 1])
-    return np.stack(np.divmod(found, count), axis=1)
+        found = _first_partners(np.union1d(found, pairs[:, 1] * count + pairs[:, 0]), count)
+    later, earlier = np.divmod(found, count)
+    order = np.lexsort((later, earlier))
+    return np.stack([earlier[order], later[order]], axis=1)
+
+
+def _first_partners(found: Array, count: int) -> Array:
+    """Of sorted later * count + earlier, the first `_PARTNERS` of each later."""
+    later = found // count
+    begins = np.searchsorted(later, later)
+    return found[np.arange(len(found)) - begins < _PARTNERS]
 
 
 def _orders(leading: int, distance: int) -> Iterator[Array]:
@@ -112,21 +123,38 @@ def _neighbours(hashes: Array, keys: Array, shift: np.uint64, distance: int) -> 
     return np.sort(np.concatenate(found), axis=1) if found else np.empty((0, 2), np.int64)
 
 
-def groups_of(pairs: Array, order: Array) -> list[list[int]]:
-    """Groups of places: each is led by its first in `order`, and holds those that are near to that one.
+def near_groups(hashes: Array, distance: int) -> list[list[int]]:
+    """Groups of places of hashes, in the order in which they are kept: see `groups_of`.
 
-    So a chain of pictures, each like the next, does not become one group of all. order: the rank of each hash.
+    A hash whose told partners are all in groups of others is compared with the leaders themselves.
+    """
+    pairs = near_pairs(hashes, distance)
+    groups = groups_of(pairs)
+    taken = [place for group in groups for place in group]
+    left = np.setdiff1d(pairs, taken)
+    for group in groups:
+        near = left[distances(hashes[group[0]], hashes[left]) <= distance]
+        if len(near):
+            group += near.tolist()
+            left = np.setdiff1d(left, near)
+    return groups
+
+
+def groups_of(pairs: Array) -> list[list[int]]:
+    """Groups of places: each is led by its first, and holds those that are near to that one.
+
+    So a chain of pictures, each like the next, does not become one group of all.
     """
     beside: dict[int, list[int]] = {}
     for a, b in pairs.tolist():
         beside.setdefault(a, []).append(b)
         beside.setdefault(b, []).append(a)
     groups, taken = [], set()
-    for leader in sorted(beside, key=lambda place: int(order[place])):
+    for leader in sorted(beside):
         if leader in taken:
             continue
         members = [place for place in beside[leader] if place not in taken]
         if members:
-            groups.append([leader, *sorted(members, key=lambda place: int(order[place]))])
+            groups.append([leader, *sorted(members)])
             taken.update(groups[-1])
     return groups

@@ -53,13 +53,13 @@ def page_of(found: Audit, settings: dict[str, Any]) -> str:
 
 
 def _summary(found: Audit) -> Markup:
-    unusable = len(found.unusable)
+    unusable, broken = len(found.unusable), len(found.unusable_images)
     look = sum(count for _, count in found.kinds("look"))
     if unusable:
         verdict = shell.verdict(
             "bad",
             f"{counted(unusable, 'images')} cannot be used",
-            "A run would reject them; the list of --list leaves them out.",
+            _unusable(broken, unusable - broken),
         )
     elif look:
         verdict = shell.verdict("warning", "A run would take every image", "Some things are worth a look.")
@@ -77,6 +77,19 @@ def _summary(found: Audit) -> Markup:
     parts.append(shell.properties([Row(*_named(note)) for note in found.notes]))
     parts += [shell.paragraph(f"Warning: {printable(warning)}") for warning in found.warnings]
     return shell.joined(*parts)
+
+
+def _unusable(broken: int, without: int) -> str:
+    """What becomes of images that are unusable themselves, and of those that only want a caption."""
+    told = []
+    if broken:
+        told.append(f"{broken:,}: any run would reject them; the list of --list leaves them out.")
+    if without:
+        told.append(
+            f"{without:,} for want of a caption: imports and text features would reject them, other runs take them; "
+            "--list leaves them out with --list-also no-caption."
+        )
+    return " ".join(told)
 
 
 def _named(note: str) -> tuple[str, str, str]:

@@ -28,7 +28,7 @@ class AuditSettings(SourceSettings):
         None,
         description="The text encoder whose tokens captions are counted in: short name, hub repository or folder.",
     )
-    workers: Positive | None = Field(None, description="Processes. Default: the usable cores.")
+    num_workers: Positive | None = Field(None, description="Processes. Default: the usable cores.")
 
 
 def audit_settings(values: dict[str, Any]) -> AuditSettings:

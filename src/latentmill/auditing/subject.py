@@ -11,19 +11,15 @@ from pathlib import Path, PurePosixPath
 
 from latentmill.auditing.settings import AuditSettings
 from latentmill.config_types import FILES
-from latentmill.errors import ConfigError
+from latentmill.errors import ConfigError, SourceError
 from latentmill.outputs.shared import Shared
 from latentmill.records import SampleRef
 from latentmill.sources.caption_files import TABLES
 from latentmill.sources.caption_rows import CaptionedImage
 from latentmill.sources.captioned import captioned, places
 from latentmill.sources.features import FeatureImages, told_of_file
-from latentmill.sources.folders import is_image, walk
+from latentmill.sources.folders import OTHER_PICTURES, is_image, walk
 from latentmill.stages import Source
-
-# Pictures that cameras and phones make, where no plug-in of Pillow is installed that reads them.
-_CAMERAS = (".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".pef", ".srw")
-_OTHER_PICTURES = frozenset((".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".webp", ".psd", ".svg", *_CAMERAS))
 
 
 @dataclass(frozen=True)
@@ -49,6 +45,10 @@ def subject_of(chosen: AuditSettings) -> Subject:
     path, _ = places(chosen.source, chosen.images)
     if not path.is_dir() and path.suffix.lower() in TABLES:
         return _of_table(chosen)
+    if path.is_file() and path.suffix.lower() != ".zip":
+        raise SourceError(
+            f"expected a folder or .zip of images, or a table ({', '.join(TABLES)}). Found a file: {path}"
+        )
     shared = Shared()
     images, listing = shared.numbered_images(chosen, numbering=False)
     found = Subject(images, list(listing.refs()), None, [], listing.classes, [], listing.warnings)
@@ -98,7 +98,7 @@ def _unlisted(root: Path) -> list[str]:
         files.below + name
         for files in walk(str(root), [])
         for name in files.names
-        if os.path.splitext(name)[1].lower() in _OTHER_PICTURES and not is_image(name)  # noqa: PTH122
+        if os.path.splitext(name)[1].lower() in OTHER_PICTURES and not is_image(name)  # noqa: PTH122
     )
 
 

@@ -15,7 +15,7 @@ from latentmill.bench.session import Report, elsewhere, encode_demand, forecasts
 from latentmill.estimate import human
 from latentmill.terminal import clock, counted, err, out, shown
 from latentmill.throughput import Forecast, Machine, forecast
-from latentmill.transforms import crop
+from latentmill.transforms import resample
 
 _SHOWN = 10  # damaged files
 _IMAGES = 1_281_167  # of ImageNet's training set, for a whole job
@@ -147,7 +147,7 @@ def as_table(report: Report) -> dict[str, Any]:
     return {
         "latentmill": latentmill.__version__,
         "python": platform.python_version(),
-        "resampler": getattr(crop, "IMPLEMENTATION", None),
+        "resampler": resample.IMPLEMENTATION,
         "cores": report.cores,
         "memory_bytes": report.memory,
         "load_average": list(report.load),

@@ -113,19 +113,16 @@ def _found(
         try:
             contender = find(name, label, chosen, photos.size, threads)
         except LatentmillError as error:
-            _fail(failures, label, error, tell)
+            failures[label] = str(error)
             continue
         scores = {metric.name: np.full(len(photos.keys), np.nan) for metric in (PSNR, SSIM, FLIP)}
         decoded = decode_batch(contender, batch_size)
         runs.append(Run(contender, batch_size, decoded, Gathering(contender.info), scores))
     if not runs:
         raise _nothing_worked(failures)
+    for label, why in failures.items():
+        tell(Event("warning", f"{label} is left out: {why}"))
     return runs, failures
-
-
-def _fail(failures: dict[str, str], name: str, error: LatentmillError, tell: Tell) -> None:
-    failures[name] = str(error)
-    tell(Event("warning", f"{name} is left out: {error}"))
 
 
 def _nothing_worked(failures: dict[str, str]) -> ModelError:
@@ -153,7 +150,8 @@ def _run(
                 try:
                     take_turn(run, numbers, photos, measured, restored)
                 except LatentmillError as error:
-                    _fail(failures, run.contender.label, error, tell)
+                    failures[run.contender.label] = str(error)
+                    tell(Event("warning", f"{run.contender.label} is left out: {error}"))
             done += len(numbers)
             tell(Event("progress", total=total, done=done))
 

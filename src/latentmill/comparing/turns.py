@@ -76,7 +76,10 @@ def take_turn(run: Run, numbers: range, photos: Photos, measured: Sequence[Metri
     decoded = decode_turn(run.contender, list(means.values()), run.decode_batch)
     run.decode_seconds += decoded.seconds
     run.decode_peaks += [] if decoded.peak is None else [decoded.peak]
-    for number, picture in _good(run, list(means), decoded):
+    pictures = _good(run, list(means), decoded)
+    if not pictures:
+        raise ModelError(f"it gave no picture that is finite: {next(iter(run.failed.values()))}")
+    for number, picture in pictures:
         original = run.contender.original(photos.crops[number])
         for metric in measured:
             run.scores[metric.name][number] = _MEASURES[metric.name](original, picture)

@@ -22,7 +22,7 @@ from latentmill.manifest import current_plan
 from latentmill.outputs.common import series
 from latentmill.plugins import FORMATS, TRANSFORMS, Group, installed, origin
 from latentmill.recipe_file import read_recipe
-from latentmill.verification import datasets_in
+from latentmill.report.collect_index import places_under
 
 _SERIES = ("pillow", "torch", "diffusers", "transformers")  # of the fingerprint: another one is refused
 _PACKAGES: dict[str, tuple[str, Group]] = {
@@ -38,7 +38,7 @@ def findings(result: Path, *, ask_hub: bool = True) -> list[Finding]:
     """
     if not result.exists():
         raise SourceError(f"--result must be what latentmill made, a folder or a .zip. Found: nothing at {result}")
-    return [finding for path in datasets_in(result) for finding in _of_dataset(path, ask_hub)]
+    return [finding for path in places_under(result) or [result] for finding in _of_dataset(path, ask_hub)]
 
 
 def _of_dataset(path: Path, ask_hub: bool) -> Iterator[Finding]:

@@ -23,7 +23,8 @@ def repository_of(name: str, known: Mapping[str, Entry], or_a_folder: str) -> st
     repository = entry.repository if entry else name
     if repository.count("/") != 1 or repository.startswith((".", "/")) or Path(name).exists():
         close = difflib.get_close_matches(name, [*known, MINI], n=1)
-        hint = f" Did you mean {close[0]}?" if close else ""
+        close = close or [each for each in known if name and name.lower() in each][:3]
+        hint = f" Did you mean {', '.join(close)}?" if close else ""
         raise ModelError(
             f"no model is called {name!r}, and no folder is there.{hint} Give a short name "
             f"({', '.join(known)}, {MINI}), a hub repository as owner/name, or {or_a_folder}"

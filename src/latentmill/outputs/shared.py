@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from latentmill.config import SourceSettings
 from latentmill.config_types import FILES
 from latentmill.errors import ConfigError, SourceError
+from latentmill.files import printable
 from latentmill.outcome import Event, Tell
 from latentmill.outputs.trusted import trusted_listing
 from latentmill.plugins import SOURCES, ListedSource, MakeSource, load, origin
@@ -74,8 +75,16 @@ class Shared:
         return self.once(("exclusion", chosen.exclude), lambda: read_exclusion(chosen.exclude))
 
     def tell_excluded(self, chosen: SourceSettings, tell: Tell) -> None:
-        """Say once how many keys a list leaves out, where the source is listed. Raises SourceError."""
-        if chosen.exclude is None or ("told", chosen.exclude) in self._made or self.trusted(chosen) is not None:
+        """Say once how many keys a list leaves out; or, where the source is not listed, that it is not looked at.
+
+        Raises SourceError.
+        """
+        if chosen.exclude is None or ("told", chosen.exclude) in self._made:
+            return
+        if self.trusted(chosen) is not None:
+            self._made["told", chosen.exclude] = None
+            told = f"trust-source takes what is there as it is: {printable(str(chosen.exclude))} is not looked at"
+            tell(Event("plan", told))
             return
         exclusion = self._made["told", chosen.exclude] = self.exclusion(chosen)
         assert exclusion is not None

@@ -10,6 +10,8 @@ from latentmill.report.shell import Card, Group, View
 from latentmill.wording import counted, printable
 
 _SEEN = 6  # of a bucket
+_SEEN_CUT = 0.0005  # of the pixels: less is rounding too
+_SEEN_STRETCH = 0.005  # of a side: less is rounding to whole pixels
 
 
 def groups(facts: DatasetFacts) -> list[Group]:
@@ -102,13 +104,25 @@ def _of(facts: DatasetFacts, word: str) -> str:
 
 def _views(shown: Shown) -> Iterator[View]:
     if shown.original:
-        note = "" if shown.cut_away is None else f"{shown.cut_away:.0%} cut away" if shown.cut_away else "nothing cut"
-        yield View("Original", shown.original, note)
+        yield View("Original", shown.original, _cut(shown.cut_away))
     if shown.model_input:
-        yield View("Model input", shown.model_input, size(shown.bucket) if shown.bucket else "", base=True)
+        told = [size(shown.bucket)] if shown.bucket else []
+        if shown.stretched and shown.stretched >= _SEEN_STRETCH:
+            told.append(f"stretched {shown.stretched:.0%}")
+        yield View("Model input", shown.model_input, "\n".join(told), base=True)
     if shown.reconstruction:
         note = _quality(shown.quality) if shown.quality else ""
         yield View("Reconstruction", shown.reconstruction, note, compare=shown.model_input is not None)
+
+
+def _cut(share: float | None) -> str:
+    """Never 0 % of something, nor 100 % of what is not all."""
+    if share is None:
+        return ""
+    if share < _SEEN_CUT:
+        return "nothing cut"
+    told = "under 1%" if share < 0.01 else "over 99%" if share > 0.99 else f"{share:.0%}"
+    return f"{told} cut away"
 
 
 def _quality(quality: Quality) -> str:

@@ -71,6 +71,7 @@ def histogram(
         drawn.set(xlim=(edges[0], edges[-1]), ylim=(0, max(float(counts.max(initial=0)) * 1.02, 1)))
         drawn.set_xlabel(unit)
         whole_ticks(drawn, 4, x=False)
+        drawn.locator_params(axis="y", integer=True)
         drawn.locator_params(axis="x", nbins=4 if narrow else 8)
         named(drawn, marks)
 

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _ASPECTS = ((1, 2), (2, 3), (1, 1), (3, 2), (2, 1))  # width to height
-_TICKS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
+_TICKS = tuple(2**power for power in range(21))
+_APART = 46, 20  # pixels from one tick to the next, at least, on the x and the y axis
+_ASPECT_APART = 64, 30  # pixels of a power of two from which all aspects are told, and those of whole numbers
 _DOTS = (
     (1, 1.0),
     (2, 1.4),
@@ -49,8 +51,10 @@ def sizes(facts: SizeFacts, table: Sequence[tuple[int, int]], label: str) -> Mar
 
 
 def buckets(facts: Sequence[BucketFacts], label: str) -> Markup:
-    """Images of each bucket as bars, and the share of pixels that cropping takes as a line of dots beside them."""
+    """Images of each bucket as bars, beside them the share of pixels that cropping takes, or how much is stretched."""
     shown = facts[:MOST_BUCKETS]
+    stretched = not any(bucket.lost for bucket in facts) and any(bucket.stretched for bucket in facts)
+    shares = [bucket.stretched if stretched else bucket.lost for bucket in shown]
     names = [_size(bucket.size) for bucket in shown]
 
     def paint(figure: Figure, narrow: bool) -> None:
@@ -63,8 +67,8 @@ def buckets(facts: Sequence[BucketFacts], label: str) -> Markup:
         left.set_yticks(range(len(names)), names, color=INK)
         for place, bucket in enumerate(shown):
             beside(left, f"{bucket.images:,}", (bucket.images, place), (6, 0))
-        _lost(right, shown)
-        for drawn, text in ((left, "images"), (right, "cropped away")):
+        _shares(right, shares)
+        for drawn, text in ((left, "images"), (right, "stretched by" if stretched else "cropped away")):
             drawn.set_ylim(len(names) - 0.5, -0.5)
             drawn.grid(False)
             drawn.xaxis.set_visible(False)
@@ -108,16 +112,25 @@ def _limits(drawn: Axes, figure: Figure, facts: SizeFacts, table: Sequence[tuple
     drawn.set_xlim(2 ** (middle[0] - half[0]), 2 ** (middle[0] + half[0]))
     drawn.set_ylim(2 ** (middle[1] - half[1]), 2 ** (middle[1] + half[1]))
     drawn.minorticks_off()
-    for set_ticks, (start, end) in ((drawn.set_xticks, drawn.get_xlim()), (drawn.set_yticks, drawn.get_ylim())):
-        inside = [tick for tick in _TICKS if start <= tick <= end]
+    limits = (drawn.set_xticks, drawn.get_xlim()), (drawn.set_yticks, drawn.get_ylim())
+    for (set_ticks, (start, end)), apart in zip(limits, _APART, strict=True):
+        inside = [tick for tick in _TICKS[:: math.ceil(apart / _octave(drawn))] if start <= tick <= end]
         set_ticks(inside, [str(tick) for tick in inside])
+
+
+def _octave(drawn: Axes) -> float:
+    """Pixels from a length to twice that."""
+    left, right = drawn.get_xlim()
+    return float(drawn.get_window_extent().width) / math.log2(right / left)
 
 
 def _diagonals(drawn: Axes) -> None:
     """Equal shapes, named where they leave the axes."""
     left, right = drawn.get_xlim()
     bottom, top = drawn.get_ylim()
-    for wide, high in _ASPECTS:
+    octave = _octave(drawn)
+    aspects = _ASPECTS if octave >= _ASPECT_APART[0] else _ASPECTS[::2] if octave >= _ASPECT_APART[1] else ((1, 1),)
+    for wide, high in aspects:
         aspect = wide / high
         start, end = max(left, bottom * aspect), min(right, top * aspect)
         if start >= end:
@@ -169,13 +182,12 @@ def _squares(drawn: Axes, table: Sequence[tuple[int, int]]) -> None:
     drawn.add_patch(PathPatch(path, facecolor="none", edgecolor=SECOND, linewidth=7, capstyle="projecting", zorder=4))
     height, width = max(table, key=lambda size: (size[1], -size[0]))
     drawn.annotate(
-        "bucket" if len(table) == 1 else "buckets", (width, height), (9, -4), textcoords="offset points", color=SECOND,
-        fontweight="bold",
+        _size(table[0]) if len(table) == 1 else "buckets", (width, height), (9, -4), textcoords="offset points",
+        color=SECOND, fontweight="bold",
     )  # fmt: skip
 
 
-def _lost(drawn: Axes, shown: Sequence[BucketFacts]) -> None:
-    shares = [bucket.lost for bucket in shown]
+def _shares(drawn: Axes, shares: Sequence[float | None]) -> None:
     known = [(share, place) for place, share in enumerate(shares) if share is not None]
     drawn.set_yticks([])
     drawn.set_xlim(0, max([share for share, _ in known], default=0) or 1)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from latentmill.errors import SourceError
@@ -41,15 +40,14 @@ def collect(
     """
     started = time.monotonic()
     asked = Asked(None if source is None else Path(source), sample, verify, vae, decode, device)
-    found, notes = datasets_under(Path(root))
+    found, left_out = datasets_under(Path(root))
     collector = Collector(asked, found, _beside(found), tell)
     datasets = [collector.facts_of(dataset) for dataset in found]
-    if notes:
-        datasets[0] = replace(datasets[0], notes=(*datasets[0].notes, *notes))
     sampled = "; ".join(collector.sampled)
     if sampled:
         sampled = f"Of large datasets some files stand for all, evenly spread, the same in every report: {sampled}."
-    return ReportFacts(Path(root), tuple(datasets), sampled, time.monotonic() - started, software())
+    seconds = time.monotonic() - started
+    return ReportFacts(Path(root), tuple(datasets), sampled, seconds, software(), tuple(left_out))
 
 
 def _beside(found: Sequence[Opened]) -> list[Opened]:

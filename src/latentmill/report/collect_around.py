@@ -125,7 +125,7 @@ def _recorded_photos(dataset: Opened, pixels: Sequence[Opened]) -> Photos:
     """Those that the recipe names. Raises SourceError, ConfigError."""
     settings = _recipe_of_photos(dataset, pixels)
     if isinstance(settings, str):
-        raise SourceError(f"the recipe that is stored with a result is of no use here ({settings})")
+        raise SourceError(f"no stored recipe tells where the photos are ({settings})")
     return Photos.of(settings)
 
 

@@ -115,7 +115,7 @@ class Collector:
         if decoding is not None and decoding.done < asked and not gallery.problems:
             around.notes.append(
                 f"{decoding.done} of the {asked} samples were decoded, as many as take {_DECODING_SECONDS:g} seconds: "
-                f"--sample {asked} decodes all, on a GPU in no time"
+                f"--sample {asked} decodes all; a GPU is much faster"
             )
         if Variant.of(dataset.metadata.fingerprint).flip:
             around.notes.append("this variant is mirrored, as the samples show; their originals are not")

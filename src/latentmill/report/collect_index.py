@@ -18,9 +18,11 @@ from latentmill.formats.containers import container
 from latentmill.formats.layouts import layout_of_dataset
 from latentmill.formats.metadata import METADATA_JSON, RECIPE_TOML, REPORT_JSON, WORK_FOLDER, Metadata, index_rows
 from latentmill.formats.reader import Reader
+from latentmill.nearby import instead_of
 from latentmill.records import Array
 from latentmill.stages import Layout
 from latentmill.verification import datasets_in
+from latentmill.wording import hinted
 
 Line = dict[str, Any]  # a line of the index, as `formats.rows` writes it
 NO_LABEL = -1
@@ -91,9 +93,9 @@ def datasets_under(root: Path) -> tuple[list[Opened], list[str]]:
     Raises SourceError where there is none.
     """
     if not root.exists():
-        raise SourceError(f"there is nothing at {root}")
+        raise SourceError(hinted(f"there is nothing at {root}", instead_of(root)))
     found, notes = [], []
-    for place in _places(root):
+    for place in places_under(root):
         try:
             one = opened(place)
         except SourceError as error:
@@ -109,7 +111,7 @@ def datasets_under(root: Path) -> tuple[list[Opened], list[str]]:
     return sorted(found, key=lambda one: _ORDER.index(one.kind)), notes
 
 
-def _places(root: Path) -> list[Path]:
+def places_under(root: Path) -> list[Path]:
     """Where datasets may be: the root; its folders and zips; and those of the PixArt roots in it."""
     if not root.is_dir() or (root / METADATA_JSON).exists() or (root / WORK_FOLDER).is_dir():
         return [root]

@@ -20,6 +20,7 @@ from latentmill.report.collect_photos import CHANGED, MISSING, Photos
 from latentmill.report.facts import Caption, Picture, Quality, Shown
 from latentmill.report.metrics import psnr, ssim
 from latentmill.report.pictures import kept_box, picture, shaded
+from latentmill.transforms.fit import distortion
 from latentmill.transforms.variant import PLAIN
 from latentmill.wording import printable
 
@@ -85,6 +86,7 @@ class Gallery:
             quality=None if fed is None or back is None else self._quality(fed, back),
             cut_away=None if how is None else cut_away(how),
             captions=tuple(self.captions.get(row["key"], ())),
+            stretched=None if how is None else distortion(how),
         )
 
     def _chain(self, row: Line) -> _Chain | None:

@@ -30,10 +30,16 @@ def speed_facts(dataset: Opened) -> SpeedFacts | None:
         seconds=float(running),
         images=int(timeline[-1, 1]) if len(timeline) else counts.listed,
         workers=workers,
-        stages=tuple((stage, told[stage]) for stage in (*_FORWARD, *_BEHIND) if stage in told),
+        stages=tuple((_name(stage, dataset), told[stage]) for stage in (*_FORWARD, *_BEHIND) if stage in told),
         timeline=timeline,
         bottleneck=_bottleneck(told, dataset.kind, float(running)),
     )
+
+
+def _name(stage: str, dataset: Opened) -> str:
+    """As a person knows it: pixels that have a model were decoded by it."""
+    decoded = dataset.kind == "images" and dataset.metadata.model is not None
+    return "decode" if decoded and stage == "encode" else stage
 
 
 def _timeline(told: Any) -> Any:
@@ -52,7 +58,7 @@ def _bottleneck(stages: Mapping[str, float], kind: str, running: float) -> str:
         return "The stages took too little time to tell what limited them."
     stage = max(thread, key=lambda each: stages.get(each, 0.0))
     share = stages.get(stage, 0.0) / total
-    told = f"{share:.0%} of a worker's time went into {_WORDS[stage]}"
+    told = f"{share:.0%} of the busier thread of a worker went into {_WORDS[stage]}"
     if running < _SHORT_SECONDS:
         return f"A run of {running:.1f} seconds tells little: {told}, where starting counts too."
     if share < _CLEAR:

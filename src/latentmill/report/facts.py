@@ -48,6 +48,7 @@ class Shown:
 
     original: the whole source image with the cut-away part shaded; None where it is not at hand. model_input: the
     pixels that the model is fed. reconstruction: of the stored latent. cut_away: the share of the original's pixels.
+    stretched: how much longer one side became against the other, 0.0 not at all.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Shown:
     quality: Quality | None
     cut_away: float | None
     captions: tuple[Caption, ...] = ()
+    stretched: float | None = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class Reject:
 
 @dataclass(frozen=True)
 class Soundness:
-    """verify's verdict. checked: how much it read: `everything`, `a sample of N files`, or `the index alone`.
+    """verify's verdict. checked: how much it read: `everything`, or in words; "" where nothing was.
 
     by_reason: rejects, commonest first; some: a few of them with pictures. notes: counts, as of EXIF-rotated images.
     """
@@ -225,7 +227,8 @@ class DatasetFacts:
 class ReportFacts:
     """Everything that a report tells. sampled: in a sentence, what was sampled and how, or "" where nothing was.
 
-    seconds: that collecting took. software: versions, by name.
+    seconds: that collecting took. software: versions, by name. left_out: datasets that are damaged or not finished, and
+    why.
     """
 
     root: Path
@@ -233,3 +236,4 @@ class ReportFacts:
     sampled: str
     seconds: float
     software: dict[str, str] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()

@@ -24,6 +24,7 @@ from latentmill.wording import counted, printable
 _BINS = 40
 _ROWS = 20  # of a table that tells a histogram or a curve
 _MOST_CLASSES = 30  # that are drawn by name
+_NO_FOLDER = "(no folder)"  # the class of what lies in the source itself
 _AROUND = 20  # of more classes: the largest and the smallest in the table
 _QUANTILES = (("smallest", 0.0), ("5 %", 0.05), ("half below", 0.5), ("95 %", 0.95), ("largest", 1.0))
 
@@ -90,15 +91,22 @@ def _buckets(facts: Sequence[BucketFacts]) -> Iterator[Markup]:
 
 def _bucket_text(facts: Sequence[BucketFacts]) -> str:
     images = sum(bucket.images for bucket in facts)
-    known = [bucket for bucket in facts if bucket.lost is not None]
     told = f"{counted(images, 'images')} in {counted(len(facts), 'buckets')}."
-    if known:
-        weights = np.array([bucket.images for bucket in known], float)
-        lost = float(np.average([bucket.lost or 0.0 for bucket in known], weights=weights))
+    lost = _average([(bucket.lost, bucket.images) for bucket in facts])
+    stretched = _average([(bucket.stretched, bucket.images) for bucket in facts])
+    if lost is not None and (lost or not stretched):
         told += f" Cropping takes {lost:.1%} of their pixels on average."
+    if stretched:
+        told += f" One side is stretched by {stretched:.1%} on average against the other."
     if len(facts) > charts_data.MOST_BUCKETS:
         told += f" Drawn are the {charts_data.MOST_BUCKETS} fullest; the table has all."
     return told
+
+
+def _average(pairs: Sequence[tuple[float | None, int]]) -> float | None:
+    """Of (value, how many images have it); None where none is known."""
+    known = [(value, images) for value, images in pairs if value is not None]
+    return sum(value * images for value, images in known) / sum(images for _, images in known) if known else None
 
 
 def _qualities(facts: Sequence[Quality]) -> Iterator[Markup]:
@@ -178,7 +186,7 @@ def _captions(facts: CaptionFacts) -> Iterator[Markup]:
 def _classes(facts: ClassFacts) -> Iterator[Markup]:
     if not len(facts.counts):
         return
-    names = [printable(name) for name in facts.names]
+    names = [printable(name) or _NO_FOLDER for name in facts.names]
     order = np.argsort(-facts.counts, kind="stable")
     few = len(names) <= _MOST_CLASSES
     told = [*order] if len(order) <= 2 * _AROUND else [*order[:_AROUND], *order[-_AROUND:]]
@@ -218,7 +226,10 @@ def _stages(facts: SpeedFacts) -> Iterator[Markup]:
     rows: list[list[shell.Cell]] = [[name, value, f"{value / total:.1%}"] for name, value in facts.stages]
     numbers = shell.table(["stage", "seconds", "share"], rows, caption="Time per stage, summed over workers")
     drawn = charts.bars(names, seconds, "Bar chart: time per stage", texts=texts)
-    text = f"Summed over {counted(facts.workers, 'workers')}, in the order of the data flow."
+    text = (
+        f"Summed over {counted(facts.workers, 'workers')}, in the order of the data flow. What follows the model runs "
+        "in a second thread, beside the rest."
+    )
     yield shell.figure(drawn, "Time per stage", text=text, numbers=numbers)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from statistics import median
 
 from markupsafe import Markup
 
+from latentmill.records import CMYK, EXIF_ROTATED, TRANSPARENT, TRUNCATED
 from latentmill.report import cards, figures, shell
 from latentmill.report.facts import DatasetFacts, ReportFacts, Soundness
 from latentmill.report.svg import require_matplotlib
@@ -14,6 +16,12 @@ from latentmill.wording import counted, printable
 _PROBLEMS = 50  # that are listed
 _MANY_REJECTS = 0.01  # of the images: more are worth a look
 _TILE_BUCKETS = 40  # that are shown with pictures
+_NOTES = {
+    EXIF_ROTATED: "the camera noted that it is to be turned, which --exif apply does",
+    TRANSPARENT: "with an alpha channel, which --alpha decides about",
+    CMYK: "printing colours, converted to RGB",
+    TRUNCATED: "longer than --max-length tokens, so that the end is lost",
+}
 _ROWS = 10  # of models and settings, before the others have to be opened
 
 
@@ -26,9 +34,17 @@ def render(facts: ReportFacts) -> str:
         title, lead = printable(facts.datasets[0].name), facts.datasets[0].summary
     else:
         body, contents = _several(facts, pictures)
-        title, lead = printable(facts.root.name or str(facts.root)), _overview(facts)
-    body = shell.joined(body, pictures.sprite())
+        title, lead = printable(facts.root.resolve().name or str(facts.root)), _overview(facts)
+    body = shell.joined(*_left_out(facts.left_out), body, pictures.sprite())
     return shell.document(title, body, lead=lead, contents=contents, footer=_footer(facts))
+
+
+def _left_out(told: Sequence[str]) -> Iterator[Markup]:
+    """Datasets of the folder that this report cannot show."""
+    if told:
+        headline = f"{counted(len(told), 'datasets')} not shown"
+        parts = [shell.verdict("bad", headline, "Damaged, or not finished."), shell.bullets(map(printable, told))]
+        yield shell.section("left-out", "Is anything missing?", shell.joined(*parts))
 
 
 def _single(facts: DatasetFacts, pictures: shell.Pictures) -> tuple[Markup, list[tuple[str, str]]]:
@@ -60,7 +76,8 @@ def _table_of(facts: ReportFacts) -> Markup:
     rows: list[list[shell.Cell]] = [
         [
             Markup('<a href="#dataset-{}">{}</a>').format(number, printable(dataset.name)),
-            _state(dataset.soundness)[1], dataset.kind, dataset.soundness.stored, dataset.soundness.rejected,
+            _state(dataset.soundness, _what(dataset))[1], dataset.kind, dataset.soundness.stored,
+            dataset.soundness.rejected,
         ]
         for number, dataset in enumerate(facts.datasets, 1)
     ]  # fmt: skip
@@ -74,7 +91,7 @@ def _parts(
 
     above: the datasets before it, whose pictures are not shown again.
     """
-    yield "sound", "Is it sound?", _sound(facts.soundness, pictures, level)
+    yield "sound", "Is it sound?", _sound(facts.soundness, _what(facts), pictures, level)
     if facts.identity or facts.notes:
         yield "identity", "Models and settings", _identity(facts)
     seen = _seen(facts, pictures, level, above)
@@ -104,9 +121,9 @@ def _identity(facts: DatasetFacts) -> Markup:
 def _key_figures(facts: DatasetFacts) -> list[tuple[str, str]]:
     sound = facts.soundness
     found = [("samples stored", f"{sound.stored:,}"), ("rejected", f"{sound.rejected:,}")]
-    finite = sorted(quality.psnr for quality in facts.qualities if quality.psnr == quality.psnr)
-    if finite:
-        found.append(("median PSNR", cards.decibels(finite[len(finite) // 2])))
+    known = [quality.psnr for quality in facts.qualities if quality.psnr == quality.psnr]
+    if known:
+        found.append(("median PSNR", cards.decibels(median(known))))
     if len(facts.buckets) > 1:
         found.append(("buckets", f"{len(facts.buckets):,}"))
     if facts.classes and len(facts.classes.names):
@@ -114,19 +131,25 @@ def _key_figures(facts: DatasetFacts) -> list[tuple[str, str]]:
     return found
 
 
-def _state(facts: Soundness) -> tuple[shell.State, str]:
-    """The verdict, in a few words."""
+def _state(facts: Soundness, what: str) -> tuple[shell.State, str]:
+    """The verdict, in a few words. what: the samples are."""
     if facts.problems:
         return "bad", f"{counted(len(facts.problems), 'problems')} found"
     if not facts.stored:
         return "bad", "Nothing is stored"
+    if not facts.checked:
+        return "warning", "Not checked"
     if facts.rejected > _MANY_REJECTS * max(facts.listed, 1):
-        return "warning", f"Sound, with {counted(facts.rejected, 'images')} rejected"
+        return "warning", f"Sound, with {counted(facts.rejected, what)} rejected"
     return "good", "Sound"
 
 
-def _sound(facts: Soundness, pictures: shell.Pictures, level: int) -> Markup:
-    state, headline = _state(facts)
+def _what(facts: DatasetFacts) -> str:
+    return "captions" if facts.kind == "text" else "images"
+
+
+def _sound(facts: Soundness, what: str, pictures: shell.Pictures, level: int) -> Markup:
+    state, headline = _state(facts, what)
     parts = [shell.verdict(state, headline, _checked(facts))]
     if facts.problems:
         parts.append(shell.bullets(printable(problem) for problem in facts.problems[:_PROBLEMS]))
@@ -134,21 +157,25 @@ def _sound(facts: Soundness, pictures: shell.Pictures, level: int) -> Markup:
             parts.append(shell.paragraph(f"And {len(facts.problems) - _PROBLEMS:,} more: latentmill verify lists all."))
     if facts.by_reason:
         rows: list[list[shell.Cell]] = [[printable(reason), count] for reason, count in facts.by_reason]
-        parts.append(shell.table(["reason", "images"], rows, caption="Why images were rejected"))
+        parts.append(shell.table(["reason", what], rows, caption=f"Why {what} were rejected"))
     if facts.some:
-        group = shell.Group("Rejected images", cards.rejects(facts.some))
-        parts.append(shell.gallery("Rejected images", [group], level=level + 1, pictures=pictures, tiles=True))
+        group = shell.Group(f"Rejected {what}", cards.rejects(facts.some))
+        parts.append(shell.gallery(f"Rejected {what}", [group], level=level + 1, pictures=pictures, tiles=True))
     if facts.notes:
-        noted: list[list[shell.Cell]] = [[note, count] for note, count in facts.notes]
-        parts.append(shell.table(["worth knowing", "images"], noted, caption="What was noted of images"))
+        noted: list[list[shell.Cell]] = [[_explained(note), count] for note, count in facts.notes]
+        parts.append(shell.table(["worth knowing", what], noted, caption=f"What was noted of {what}"))
     return shell.joined(*parts)
+
+
+def _explained(note: str) -> str:
+    return f"{note}: {_NOTES[note]}" if note in _NOTES else note
 
 
 def _checked(facts: Soundness) -> str:
     skipped = f", {facts.skipped:,} skipped" if facts.skipped else ""
     return (
         f"{facts.stored:,} stored of {counted(facts.listed, 'samples')} listed, {facts.rejected:,} rejected{skipped}. "
-        f"Checked: {facts.checked}."
+        + (f"Checked: {facts.checked}." if facts.checked else "With --verify none, no file was looked at.")
     )
 
 

@@ -104,12 +104,12 @@ def plain(text: str) -> str:
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
-def require_matplotlib() -> None:
-    """Raises ConfigError where charts cannot be drawn, before any work is done for them."""
+def require_matplotlib(extra: str = "report") -> None:
+    """Raises ConfigError where charts cannot be drawn, before the work is done. extra: the one that brings what can."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
-        raise ConfigError("A report's charts need Matplotlib: pip install 'latentmill[report]'") from None
+        raise ConfigError(f"the page's charts need Matplotlib: pip install 'latentmill[{extra}]'") from None
 
 
 def _drawn(paint: Paint, size: Size, narrow: bool, label: str) -> Markup:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,8 +15,17 @@ from latentmill.sources.caption_files import TABLES
 from latentmill.sources.caption_rows import NOT_UTF8, PROMPT, CaptionedImage, Missing, caption_of, numbered
 from latentmill.sources.caption_tables import read_table
 from latentmill.sources.excluding import Exclusion
-from latentmill.sources.folders import DATA_FOLDER, DATA_INFO, IMAGE_FOLDER, is_image, told_loops, walk
-from latentmill.wording import hinted
+from latentmill.sources.folders import (
+    DATA_FOLDER,
+    DATA_INFO,
+    IMAGE_FOLDER,
+    is_image,
+    note_unread,
+    told_loops,
+    told_unread,
+    walk,
+)
+from latentmill.wording import counted, hinted
 
 __all__ = ["CaptionedImage", "CaptionedSet", "Missing", "caption_of", "captioned"]
 
@@ -107,13 +117,16 @@ def _images_of(table: Path) -> Path:
 def _folder(path: Path, extension: str, multi_line: bool, with_captions: bool) -> CaptionedSet:
     keys, beside, warnings = _listing(path, extension)
     if not keys:
-        raise SourceError(f"the source holds no images: {path} (an image has an extension that Pillow knows)")
+        why = "; ".join(warnings) or "an image has an extension that Pillow knows"
+        raise SourceError(f"the source holds no images: {path} ({why})")
     if not with_captions:
         return CaptionedSet(path, path, list(map(CaptionedImage, keys)), [], warnings)
     matched = {caption for key in keys if (caption := _beside(key, extension)) in beside}
     orphans = sorted(beside - matched)
     if orphans:
-        warnings.append(f"{len(orphans):,} {extension} files have no image beside them: {printable(orphans[0])}, …")
+        more = ", …" if len(orphans) > 1 else ""
+        without = counted(len(orphans), f"{extension} files")
+        warnings.append(f"no image beside {without}: {printable(orphans[0])}{more}")
     if not matched:
         warnings.append(f"no image has a caption: none has a {extension} file of its name beside it")
 
@@ -139,13 +152,16 @@ def _listing(path: Path, extension: str) -> tuple[list[str], set[str], list[str]
     keys: list[str] = []
     texts: set[str] = set()
     loops: list[str] = []
+    unread: Counter[str] = Counter()
     for found in walk(str(path), loops):
         for name in found.names:
             if is_image(name):
                 keys.append(found.below + name)
             elif name.endswith(extension):
                 texts.add(found.below + name)
-    return sorted(keys), texts, told_loops(loops)
+            else:
+                note_unread(name, unread)
+    return sorted(keys), texts, told_loops(loops) + told_unread(unread)
 
 
 def _beside(key: str, extension: str) -> str:

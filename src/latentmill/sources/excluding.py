@@ -46,9 +46,10 @@ class Exclusion:
         missing = len(self.keys) - left_out
         if not missing:
             return []
+        match = "matches" if missing == 1 else "match"
         return [
-            f"{missing:,} of the {counted(len(self.keys), 'keys')} in {printable(str(self.path))} match nothing in the "
-            "source: a key is an image's path from the source's folder, as an audit's list has it"
+            f"{missing:,} of the {counted(len(self.keys), 'keys')} in {printable(str(self.path))} {match} nothing in "
+            "the source: a key is an image's path from the source's folder, as an audit's list has it"
         ]
 
     def check_any_left(self, left: int, source: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from stat import S_ISREG
@@ -23,6 +24,9 @@ if sys.platform == "linux":
     import resource
 
 DATA_FOLDER, IMAGE_FOLDER, DATA_INFO = "InternData", "InternImgs", "data_info.json"  # a PixArt dataset's
+# Pictures that phones, cameras and programs make, where Pillow has nothing that reads them.
+_CAMERAS = (".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".pef", ".srw")
+OTHER_PICTURES = frozenset((".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".webp", ".psd", ".svg", *_CAMERAS))
 _THREADS = 8
 _FILES_A_TASK = 1024
 _WAITING = 0.1  # of the files that a thread looks at, those that it waits for where more threads are worth it
@@ -43,13 +47,13 @@ class Looked(NamedTuple):
     faults: dict[str, str]
 
 
-def image_files(root: str, loops: list[str]) -> Iterator[Looked]:
-    """Every image below `root`, links followed; see `walk`. Raises SourceError."""
+def image_files(root: str, loops: list[str], unread: Counter[str]) -> Iterator[Looked]:
+    """Every image below `root`, links followed; see `walk` and `note_unread`. Raises SourceError."""
     known: dict[str, bool] = {}
     tasks = (
         Files(found.folder, found.below, names[start : start + _FILES_A_TASK])
         for found in walk(root, loops)
-        for names in (_images(found.names, known),)
+        for names in (_images(found.names, known, unread),)
         for start in range(0, len(names), _FILES_A_TASK)
     )
     for files in tasks:
@@ -69,7 +73,7 @@ def _waits() -> int:
     return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
 
 
-def _images(names: list[str], known: dict[str, bool]) -> list[str]:
+def _images(names: list[str], known: dict[str, bool], unread: Counter[str]) -> list[str]:
     """Those names that count as images. known: by what comes after the last dot, which is looked up once."""
     found = []
     for name in names:
@@ -77,9 +81,26 @@ def _images(names: list[str], known: dict[str, bool]) -> list[str]:
         counts = known.get(ending)
         if counts is None:
             counts = known[ending] = is_image_extension(ending)
-        if counts and (name[0] != "." or is_image(name)):
+        if not counts:
+            note_unread(name, unread)
+        elif name[0] != "." or is_image(name):
             found.append(name)
     return found
+
+
+def note_unread(name: str, unread: Counter[str]) -> None:
+    """Count a file that is no image here by its extension, where it is a picture all the same."""
+    ending = name[name.rfind(".") :].lower()
+    if ending in OTHER_PICTURES and name[0] != ".":
+        unread[ending] += 1
+
+
+def told_unread(unread: Counter[str]) -> list[str]:
+    """The warning, if any, of the pictures that no format of Pillow's reads."""
+    if not unread:
+        return []
+    counts = ", ".join(f"{count:,} {ending}" for ending, count in unread.most_common())
+    return [f"pictures that cannot be read here are left out ({counts}): convert them to JPEG or PNG to have them"]
 
 
 def _look(files: Files) -> Looked:

@@ -7,6 +7,7 @@ import json
 import os
 import threading
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +30,7 @@ from latentmill.formats.stored_zip import read_member
 from latentmill.nearby import instead_of
 from latentmill.records import Listing, SampleRef
 from latentmill.sources.excluding import Exclusion
-from latentmill.sources.folders import image_files, is_image, told_loops
+from latentmill.sources.folders import image_files, is_image, note_unread, told_loops, told_unread
 from latentmill.wording import hinted
 
 # A deflated member may not inflate to more than this: a photo of the decoder's pixel limit, uncompressed.
@@ -93,10 +94,10 @@ class ImageSource:
         if any(inner.name != "lock" for inner in (self.path / WORK_FOLDER).glob("*")):
             raise SourceError(f"the source is still being made: first let the command that makes {self.path} end")
         warnings: list[str] = []
-        found = self._list_zip() if self.is_zip else self._list_folder(warnings)
+        found = self._list_zip(warnings) if self.is_zip else self._list_folder(warnings)
         found.entries.sort()  # NUL sorts before all else, so this is the order of the keys
         if not found.entries:
-            raise SourceError(f"the source holds no images: {self.path} ({self._instead()})")
+            raise SourceError(f"the source holds no images: {self.path} ({'; '.join(warnings) or self._instead()})")
         if self._exclude is not None:
             warnings += found.leave_out(self._exclude, self.path)
         metadata = Metadata.read_beside(self.path)
@@ -144,7 +145,7 @@ class ImageSource:
             self._local.pid = os.getpid()
         return self._local.file
 
-    def _list_zip(self) -> _Found:
+    def _list_zip(self, warnings: list[str]) -> _Found:
         try:
             with zipfile.ZipFile(self.path) as archive:
                 infos = archive.infolist()
@@ -152,9 +153,13 @@ class ImageSource:
             raise SourceError(f"the source is not a zip archive that can be read: {self.path} ({error})") from error
         found = _Found()
         seen: set[str] = set()
+        unread: Counter[str] = Counter()
         for info in infos:
             key = info.filename
-            if info.is_dir() or not is_image(key):
+            if info.is_dir():
+                continue
+            if not is_image(key):
+                note_unread(key.rpartition("/")[2], unread)
                 continue
             stat, fault = f"{info.file_size}-{info.CRC:08x}", ""
             if ".." in key.split("/") or key.startswith("/") or "\\" in key:
@@ -165,15 +170,17 @@ class ImageSource:
             seen.add(key)
             where = (info.header_offset, info.compress_size, info.compress_type, info.CRC)
             found.add(key, stat, where, fault)
+        warnings += told_unread(unread)
         return found
 
     def _list_folder(self, warnings: list[str]) -> _Found:
         found = _Found()
         loops: list[str] = []
-        for looked in image_files(str(self.path), loops):
+        unread: Counter[str] = Counter()
+        for looked in image_files(str(self.path), loops, unread):
             found.entries += looked.entries
             found.faults |= looked.faults
-        warnings += told_loops(loops)
+        warnings += told_loops(loops) + told_unread(unread)
         return found
 
     def _refuse_stray(self, found: _Found, metadata: Metadata | None, digests: dict[str, str]) -> None:
