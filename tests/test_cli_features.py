@@ -217,6 +217,23 @@ def test_when_stopped_it_says_how_many_captions_are_safe(capsys: pytest.CaptureF
     assert capsys.readouterr().err == "20 of 1,200 captions are committed\n"
 
 
+def test_what_commits_nothing_does_not_say_so_when_stopped(capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> int:
+        with Display("report", "samples", commits=False) as display:
+            display.tell(Event("progress", total=9, done=3))
+            raise KeyboardInterrupt
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with pytest.raises(typer.Exit) as stopped:
+            guarded(work, commits=False)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert stopped.value.exit_code == 130
+    assert capsys.readouterr().err == "stopped. Nothing was written; the same command begins anew\n"
+
+
 def test_buckets_shows_a_table_that_fits_a_terminal_and_writes_nothing(captioned: Path) -> None:
     before = sorted(captioned.rglob("*"))
     result = cli("buckets", captioned, "--resolution", 256, "--buckets", "auto:2", "--fit", "cover", COLUMNS="80")

@@ -81,6 +81,8 @@ def refusal(text: str, *overrides: str) -> str:
         ("[source]\n[outputs.a]", "recipe.toml, line 1: [source] needs path"),
         ("[source]\npath = 3", "recipe.toml, line 2: source.path must be a path, as text. Found: 3"),
         ('[source]\npath = "a\\u0000b"', "recipe.toml, line 2: source.path must be a path, as text. Found: 'a\\x00b'"),
+        ('exclude = "list.txt"\nsource = "photos"',
+         "recipe.toml, line 1: a recipe has no exclude. It belongs in [source]"),
         ('source = "photos"\nrun = 1', "recipe.toml, line 2: run must be a table. Found: 1"),
         ('source = "photos"\noutputs = []', "recipe.toml, line 2: outputs must be a table. Found: []"),
         ('source = "photos"\n[outputs]\na = 1', "recipe.toml, line 3: outputs.a must be a table. Found: 1"),
@@ -153,6 +155,8 @@ def test_a_setting_that_is_wrong_is_told_with_its_line(here: Path, old: str, new
         ("outputs.sd.modle=x", "outputs.sd (kind latents, layout repa) has no setting modle. Did you mean model?"),
         ("outputs.new.kind=pixel", "outputs.new: kind must be one of pixels, latents, vision, text. Found: 'pixel'"),
         ("outputs.new.kind=text", "outputs.new: no caption of photos is called 'prompt'. There are: none"),
+        ("outputs.image.batch_size=2", "outputs.image: kind must be one of pixels, latents, vision, text. Found: none. "
+         "Did you mean outputs.images?"),
         ("source=nowhere", "source.path does not exist: nowhere"),
         ("run.device=gpu", "run.device must be auto, cpu, cpu:N, mps, cuda, cuda:N or cuda:N,M. Found: 'gpu'"),
         ("colour=red", "a recipe has no colour. There are: defaults, dest, outputs, run, source"),

@@ -229,6 +229,11 @@ def test_a_thousand_classes_are_a_curve_and_a_short_table() -> None:
     assert len(page) < 200_000
 
 
+def test_images_in_no_folder_are_a_class_with_a_name() -> None:
+    page = small(classes=ClassFacts(("", "holidays"), np.array([25, 2])))
+    assert "The largest, (no folder), has 25 images; the smallest, holidays, has 2 images." in page
+
+
 def test_five_thousand_sizes_are_a_small_chart() -> None:
     random = np.random.default_rng(0)
     sizes = SizeFacts(random.integers(200, 8000, 5000), random.integers(200, 8000, 5000), 5000)

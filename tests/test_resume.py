@@ -130,6 +130,7 @@ def test_overwrite_of_what_latentmill_did_not_make_is_refused(photos: Path, tmp_
         refused = cli_here("convert", "--source", photos, "--dest", dest, "--resolution", SIZE, *extra)
         assert refused.returncode == 2
         assert "latentmill did not make" in refused.stderr
+        assert ("(it holds 00000)" in " ".join(refused.stderr.split())) == (name == "out")
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
