@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 from PIL import Image
 from torch.utils.data import DataLoader
 from typer.testing import CliRunner, Result
 
 import latentmill
 from latentmill.cli import app
+from latentmill.guard import guarded
 from latentmill.outcome import Event
 from latentmill.terminal import Display
 from support import PHOTOS, cli

@@ -155,8 +155,11 @@ def test_a_setting_that_is_wrong_is_told_with_its_line(here: Path, old: str, new
         ("outputs.sd.modle=x", "outputs.sd (kind latents, layout repa) has no setting modle. Did you mean model?"),
         ("outputs.new.kind=pixel", "outputs.new: kind must be one of pixels, latents, vision, text. Found: 'pixel'"),
         ("outputs.new.kind=text", "outputs.new: no caption of photos is called 'prompt'. There are: none"),
-        ("outputs.image.batch_size=2", "outputs.image: kind must be one of pixels, latents, vision, text. Found: none. "
-         "Did you mean outputs.images?"),
+        (
+            "outputs.image.batch_size=2",
+            "outputs.image: kind must be one of pixels, latents, vision, text. Found: none. "
+            "Did you mean outputs.images?",
+        ),
         ("source=nowhere", "source.path does not exist: nowhere"),
         ("run.device=gpu", "run.device must be auto, cpu, cpu:N, mps, cuda, cuda:N or cuda:N,M. Found: 'gpu'"),
         ("colour=red", "a recipe has no colour. There are: defaults, dest, outputs, run, source"),

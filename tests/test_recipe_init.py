@@ -110,7 +110,7 @@ def test_every_commented_setting_is_one(here: Path) -> None:
 
 def test_captions_that_some_images_lack(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     caption(here / "photos", every=2)
-    assert 'missing_caption = "empty"          # 3 images without a caption' in initialised("photos").read_text()
+    assert 'missing_caption = "empty"          # for 3 images without a caption' in initialised("photos").read_text()
     planned_and_run(Path("recipe.toml"), monkeypatch)
 
 
