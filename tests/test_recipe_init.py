@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import fake_text
 from latentmill.errors import DestinationError, LatentmillError, SourceError
@@ -244,3 +245,13 @@ def test_a_place_that_cannot_be_written_is_told(here: Path) -> None:
     Path("file").touch()
     with pytest.raises(LatentmillError, match=r"file/recipe\.toml"):
         write_recipe(Path("photos"), Path("file/recipe.toml"))
+
+
+def test_photos_that_are_to_be_turned_are_turned_and_it_says_so(here: Path) -> None:
+    for photo in sorted((here / "photos").rglob("*.jpg"))[:2]:
+        with Image.open(photo) as image:
+            turned = image.getexif()
+            turned[0x0112] = 6
+            image.save(photo, exif=turned)
+    assert '2 of 6 looked at are turned by their camera: exif = "apply"' in write_recipe(Path("photos"), Path("a.toml"))
+    assert tomllib.loads(Path("a.toml").read_text())["source"]["exif"] == "apply"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -9,25 +10,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from latentmill.config import PixelSettings, validated
-from latentmill.errors import DestinationError, SourceError
+from latentmill.decoding import image_header
+from latentmill.errors import DestinationError, SampleError, SourceError
 from latentmill.estimate import probe_sizes
 from latentmill.files import counted, printable, replace_text, write_errors
 from latentmill.formats.pixart import ReaderKind, check_names, latents_folder, text_folder
 from latentmill.outputs.shared import Shared
 from latentmill.recipe_file import to_toml
-from latentmill.recipe_init_text import CAPTIONS, CLASSES, HEAD, MISSING, NO_NAMES
+from latentmill.recipe_init_text import AS_STORED, CAPTIONS, CLASSES, HEAD, MISSING, NO_NAMES, UPRIGHT
+from latentmill.records import Listing
 from latentmill.sources.caption_files import TABLES
 from latentmill.sources.captioned import CaptionedSet, captioned
 from latentmill.sources.folders import DATA_FOLDER
+from latentmill.stages import Source
 
 _READERS: tuple[ReaderKind, ...] = ("multi", "single")
+_HEADERS = 64  # of images, at least, that are looked at for their orientation
 
 
 @dataclass(frozen=True)
 class Look:
     """What was seen of a source. sizes: (width, height) of a few images. captions: by name, how many rows have them.
 
-    reader: whose file names tell all images apart; None where neither of PixArt's does, and `why`.
+    reader: whose file names tell all images apart; None where neither of PixArt's does, and `why`. turned: how many
+    of how many that were looked at are to be turned by their EXIF orientation.
     """
 
     images: int
@@ -36,6 +42,7 @@ class Look:
     captions: dict[str, int] = field(default_factory=dict)
     reader: ReaderKind | None = "multi"
     why: str = ""
+    turned: tuple[int, int] = (0, 0)
 
     @property
     def shape(self) -> str:
@@ -65,6 +72,8 @@ class Look:
             yield f"{self.classes:,} classes"
         for name, count in self.captions.items():
             yield f"captions {name!r}: {count:,} of {self.images:,}"
+        if self.turned[0]:
+            yield f'{self.turned[0]:,} of {self.turned[1]:,} looked at are turned by their camera: exif = "apply"'
         if self.captions and self.reader is None:
             yield f"text features, and latents named as the images are, would be refused: {self.why}"
 
@@ -93,13 +102,25 @@ def look_at(source: Path, exclude: Path | None = None) -> Look:
     shared, chosen = Shared(), validated(PixelSettings, {"source": source, "dest": source, "exclude": exclude})
     images, listing = shared.numbered_images(chosen, numbering=False)
     seen = (listing.count, len(listing.classes or ()), probe_sizes(images, listing))
+    turned = _turned(images, listing)
     if not source.is_dir() and source.suffix.lower() not in TABLES:
-        return Look(*seen)
+        return Look(*seen, turned=turned)
     found = captioned(source, exclude=shared.exclusion(chosen))
     counts: Counter[str] = Counter(name for row in found.rows for name in row.captions)
     faults = Counter(name for row in found.rows for name in row.faults)
     captions = {name: counts[name] - faults[name] for name in found.names if counts[name]}
-    return Look(*seen, captions, *_reader(found))
+    return Look(*seen, captions, *_reader(found), turned)
+
+
+def _turned(images: Source, listing: Listing) -> tuple[int, int]:
+    """How many images are to be turned by their EXIF orientation, of how many that could be looked at."""
+    found = []
+    for ref in listing.spread(_HEADERS):
+        try:
+            found.append(image_header(io.BufferedReader(io.BytesIO(images.read(ref))))[1] != 1)
+        except SampleError:
+            continue
+    return sum(found), len(found)
 
 
 def _reader(found: CaptionedSet) -> tuple[ReaderKind | None, str]:
@@ -123,6 +144,7 @@ def recipe_text(source: Path, dest: Path, look: Look, exclude: Path | None = Non
             dest=_toml("dest", _free_folder(source, dest)),
             path=_toml("path", _from(source, dest)),
             found=(_toml("exclude", _from(exclude, dest)) + "\n" if exclude is not None else "") + _missing(look),
+            turned=UPRIGHT.format(count=look.turned[0], looked=look.turned[1]) if look.turned[0] else AS_STORED,
         )
     ]
     numbered, named = CLASSES.format(side=look.side), _captioned(look)

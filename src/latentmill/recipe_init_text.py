@@ -9,7 +9,7 @@ HEAD = """\
 
 [source]
 {path}
-{found}# exif = "apply"                   # turn photos upright that their camera says are turned; default: as stored
+{found}{turned}
 # alpha = "white"                  # what lies behind transparent pixels; default: transparency is dropped
 # max_images = 100                 # a trial
 
@@ -17,6 +17,13 @@ HEAD = """\
 # device = "cuda"                  # default: the GPU where there is one
 # max_failures = "10%"             # stop when more images than this cannot be used
 """
+
+AS_STORED = (
+    '# exif = "apply"                   # turn photos upright that their camera says are turned; default: as stored'
+)
+UPRIGHT = (
+    'exif = "apply"                     # {count} of {looked} looked at are turned by their camera; "ignore": as stored'
+)
 
 MISSING = """\
 missing_caption = "empty"          # for {images} without a caption; "reject" leaves them out of the text
