@@ -19,8 +19,8 @@ from latentmill.formats.metadata import index_rows
 from latentmill.formats.payload import png_pixels
 from latentmill.formats.reader import Reader
 from latentmill.outcome import Result
-from latentmill.records import Array
 from latentmill.registry import MINI
+from latentmill.report.metrics import psnr
 from latentmill.verification import verify
 
 _RESOLUTION, _TRANSFORM = "256x256", "center-crop-dhariwal"
@@ -116,16 +116,10 @@ def _draw(photos: Path, images: Path, decoded: Path, dest: Path) -> float:
         y = _MARGIN + _TITLE + (position // _GROUPS) * (_CELL + _TITLE)
         original, _ = decode((photos / row["key"]).read_bytes())
         crop, back = (png_pixels(reader.read(row["name"])) for reader in (source, result))
-        psnrs.append(_psnr(crop, back))
+        psnrs.append(psnr(crop, back))
         for column, pixels in enumerate((original, crop, back)):
             canvas.paste(thumbnail(pixels, _CELL), (x + column * (_CELL + _GAP), y))
         pen.text((x, y + _CELL + 2), f"{row['key']}   {psnrs[-1]:.1f} dB", SOFT, label)
     with write_errors(dest):
         canvas.save(dest)
     return float(np.mean(psnrs))
-
-
-def _psnr(first: Array, second: Array) -> float:
-    """Peak signal-to-noise ratio of two uint8 images, in dB."""
-    error = np.square(first.astype(np.float64) - second).mean()
-    return float(10 * np.log10(255**2 / max(error, 1e-10)))
