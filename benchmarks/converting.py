@@ -37,11 +37,14 @@ GOALS = {"sequential": "5x", "pool": "3.5x", "decode": "at most 2x its time", "f
 FAST_LEVELS = 2  # that --resize fast may differ where it does not decode at reduced scale
 FAST_MOST = 14, 25  # where it does: of 99.9 % of the values, and of all; see latentmill.transforms.reduction
 REDUCED = 2048, 1536  # (width, height)
+LIKE_IMAGENET = 96  # quality, by which photos are of 109 kB in the mean; ImageNet's 1,281,167 are of 108 kB
+LIGHT = 90  # of 65 kB: decoding takes less, and so all else weighs more
 DECODED, CHECKED = 200, 20  # photos, for a note and against Pillow
 NAMES = {
     "sequential": "sequential Pillow loop",
     "pool": "the fork's scheme: 4 processes, level-1 PNG, polled every 0.1 s",
     "decode": "decode alone",
+    "calls": "what latentmill calls for each photo, and nothing else",
     "exact": "latentmill convert",
     "fast": "latentmill convert --resize fast",
 }
@@ -50,6 +53,8 @@ NAMES = {
 def run(setting: Setting) -> list[Section]:
     photos, count = source_photos(setting)
     sections = [folder_section(setting, photos, count)]
+    if setting.photos is None:
+        sections.append(light_section(setting, count))
     sections.append(zip_section(setting, photos, count))
     if has_fast():
         sections.append(reduced_section(setting))
@@ -61,7 +66,7 @@ def source_photos(setting: Setting) -> tuple[Path, int]:
     folder = setting.work.parent / "photos"
     if not folder.exists():
         if setting.photos is None:
-            make_photos(folder, setting.count(1000, 200), grain=True)
+            make_photos(folder, setting.count(1000, 200), grain=True, quality=LIKE_IMAGENET)
         else:
             link_photos(setting.photos, folder)
     return folder, len(jpegs(folder))
@@ -87,6 +92,7 @@ def folder_section(setting: Setting, photos: Path, count: int) -> Section:
         "sequential": lambda: loop("sequential", photos, fresh(out / "sequential"), SIDE),
         "pool": lambda: loop("pool", photos, fresh(out / "pool"), SIDE),
         "decode": lambda: loop("decode", photos, setting.workers),
+        "calls": lambda: loop("calls", photos, fresh(out / "calls"), SIDE, setting.workers),
         "exact": lambda: convert(photos, fresh(out / "exact"), setting.workers),
     }
     if has_fast():
@@ -96,7 +102,8 @@ def folder_section(setting: Setting, photos: Path, count: int) -> Section:
             program()
     check_same_pngs(out / "exact", out / "sequential")
     check_same_pngs(out / "exact", out / "pool")
-    checked = f"{count:,} PNGs of latentmill, of the sequential loop and of the fork's scheme have the same pixels"
+    check_same_pngs(out / "exact", out / "calls")
+    checked = f"{count:,} PNGs of all programs have the same pixels"
     if has_fast():
         worst = most_levels(out / "fast", out / "exact")
         if worst > FAST_LEVELS:
@@ -110,6 +117,36 @@ def folder_section(setting: Setting, photos: Path, count: int) -> Section:
     tell(section, in_turn(programs, setting.rounds), count)
     decode_note(section, setting, photos)
     return section
+
+
+def light_section(setting: Setting, count: int) -> Section:
+    """The same photos in fewer bytes."""
+    photos, out = setting.work / "photos-light", setting.folder("light")
+    make_photos(photos, count, grain=True, quality=LIGHT)
+    programs: dict[str, Callable[[], Took]] = {
+        "sequential": lambda: loop("sequential", photos, fresh(out / "sequential"), SIDE),
+        "decode": lambda: loop("decode", photos, setting.workers),
+        "exact": lambda: convert(photos, fresh(out / "exact"), setting.workers),
+    }
+    programs["sequential"]()
+    programs["exact"]()
+    check_same_pngs(out / "exact", out / "sequential")
+    section = Section(
+        f"The same with lighter photos, of quality {LIGHT}",
+        f"{count:,} PNGs of latentmill and of the sequential loop have the same pixels",
+        ("program", "seconds", "CPU seconds", "images/s", "its time over exact's", "its CPU over exact's", "goal"),
+    )
+    tell(section, in_turn(programs, min(setting.rounds, 3)), count)
+    decode_note(section, setting, photos)
+    return section
+
+
+def copied(photos: Path, times: int) -> int:
+    """Each photo under so many names, by hard links: a thousand of large ones would take minutes to make."""
+    for path in jpegs(photos):
+        for number in range(1, times):
+            path.with_name(f"{path.stem}-{number}.jpg").hardlink_to(path)
+    return times
 
 
 def tell(section: Section, took: dict[str, list[Took]], count: int) -> None:
@@ -152,8 +189,9 @@ def decode_ms(files: list[Path]) -> float:
 
 def reduced_section(setting: Setting) -> Section:
     """Photos that `--resize fast` decodes at half their sides; those of 500x375 it decodes as exact does."""
-    photos, out, count = setting.work / "photos-reduced", setting.folder("reduced"), setting.count(100, 12)
-    make_photos(photos, count, REDUCED, grain=True, vary=0)
+    photos, out, made = setting.work / "photos-reduced", setting.folder("reduced"), setting.count(100, 12)
+    make_photos(photos, made, REDUCED, grain=True, vary=0)
+    count = made * copied(photos, setting.count(10, 1))
     programs: dict[str, Callable[[], Took]] = {
         "decode": lambda: loop("decode", photos, setting.workers),
         "exact": lambda: convert(photos, fresh(out / "exact"), setting.workers),
@@ -168,7 +206,8 @@ def reduced_section(setting: Setting) -> Section:
     if told.most == 0:
         raise DifferentError("--resize fast gave what exact gives, so nothing was decoded at reduced scale")
     section = Section(
-        f"Convert {count:,} photos of {REDUCED[0]}x{REDUCED[1]} to {SIDE}x{SIDE}, {setting.workers} workers",
+        f"Convert {count:,} photos of {REDUCED[0]}x{REDUCED[1]} to {SIDE}x{SIDE} ({made} that differ), "
+        f"{setting.workers} workers",
         f"exact is Pillow's, pixel for pixel, in {min(CHECKED, count)} photos; --resize fast is within the documented "
         f"{FAST_MOST[0]} levels for 99.9 % of each photo's values and {FAST_MOST[1]} for all: {told}",
         ("program", "seconds", "CPU seconds", "images/s", "its time over exact's", "its CPU over exact's", "goal"),

@@ -19,8 +19,9 @@ def make_photos(
     classes: int = 10,
     grain: bool = False,
     vary: float = 0.1,
+    quality: int = 90,
 ) -> None:
-    """Write `count` JPEGs (quality 90, 4:2:0) of `size` (width, height) into class folders.
+    """Write `count` JPEGs (4:2:0) of `size` (width, height) into class folders.
 
     vary: the share that each side may be longer or shorter; a tenth, as in ImageNet's midst.
     grain: add noise to the scaled photos, as a camera does.
@@ -37,7 +38,7 @@ def make_photos(
         left, top = pick.randint(0, source.width - width), pick.randint(0, source.height - height)
         wide = (round(size[0] * pick.uniform(1 - vary, 1 + vary)), round(size[1] * pick.uniform(1 - vary, 1 + vary)))
         image = source.resize(wide, Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
-        (grainy(image, noise) if grain else image).save(path, quality=90)
+        (grainy(image, noise) if grain else image).save(path, quality=quality)
 
 
 def grainy(image: Image.Image, noise: np.random.Generator) -> Image.Image:

@@ -5,13 +5,15 @@ python benchmarks/reference_loops.py sequential SOURCE DEST SIDE   decode, dhari
 python benchmarks/reference_loops.py pool SOURCE DEST SIDE         the scheme of a parallel fork: 4 processes,
                                                                    PNG level 1, results polled for every 0.1 s
 python benchmarks/reference_loops.py decode SOURCE WORKERS         simplejpeg alone, in as many processes
+python benchmarks/reference_loops.py calls SOURCE DEST SIDE WORKERS  what latentmill calls for each photo, and nothing
+                                                                   else: no plan, no ledger, no sync, no restart
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -74,32 +76,61 @@ def pool_batch(batch: list[tuple[int, Path]], dest: Path, side: int) -> int:
 def decode(source: Path, workers: int) -> None:
     import simplejpeg  # noqa: F401 - likewise
 
-    paths = photos(source)
+    in_processes(decode_some, list(enumerate(photos(source))), workers)
+
+
+def in_processes(work: Callable[..., None], paths: list[tuple[int, Path]], workers: int, *more: object) -> None:
+    """Process k of n takes the photos k, k + n, k + 2n; one worker is this process."""
     if workers == 1:
-        decode_some(paths)
+        work(paths, *more)
         return
-    processes = [
-        get_context("fork").Process(target=decode_some, args=(paths[first::workers],)) for first in range(workers)
-    ]
+    parts = [paths[first::workers] for first in range(workers)]
+    processes = [get_context("fork").Process(target=work, args=(part, *more)) for part in parts]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
         if process.exitcode:
-            sys.exit(f"a decoding process ended with exit code {process.exitcode}")
+            sys.exit(f"a process ended with exit code {process.exitcode}")
 
 
-def decode_some(paths: list[Path]) -> None:
+def decode_some(paths: list[tuple[int, Path]]) -> None:
     import simplejpeg
 
-    for path in paths:
+    for _, path in paths:
         simplejpeg.decode_jpeg(path.read_bytes())
+
+
+def calls(source: Path, dest: Path, side: int, workers: int) -> None:
+    import latentmill.decoding  # likewise
+    import latentmill.formats.payload
+    import latentmill.transforms.crop  # noqa: F401
+
+    in_processes(call_some, list(enumerate(photos(source))), workers, dest, side)
+
+
+def call_some(paths: list[tuple[int, Path]], dest: Path, side: int) -> None:
+    from latentmill.decoding import decode
+    from latentmill.files import digest, stored_file
+    from latentmill.formats.payload import png_bytes
+    from latentmill.transforms.crop import center_crop_dhariwal
+
+    for number, path in paths:
+        data = path.read_bytes()
+        digest(data)
+        file = png_bytes(center_crop_dhariwal(decode(data)[0], side, side))
+        stored_file(name(number), file)
+        target = dest / name(number)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(file)
 
 
 def main() -> None:
     which, source, *rest = sys.argv[1:]
     if which == "decode":
         decode(Path(source), int(rest[0]))
+    elif which == "calls":
+        calls(Path(source), Path(rest[0]), int(rest[1]), int(rest[2]))
     else:
         {"sequential": sequential, "pool": pool}[which](Path(source), Path(rest[0]), int(rest[1]))
 

@@ -4,6 +4,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include "reading.h"
 #include "resample.h"
 
 #include <string.h>
@@ -280,6 +281,10 @@ static PyMethodDef METHODS[] = {
     {"stored_planes", stored_planes_of, METH_VARARGS, stored_planes_doc},
     {"draw", draw_of, METH_VARARGS, draw_doc},
     {"mirrored", mirrored, METH_VARARGS, mirrored_doc},
+#ifdef CAN_READ
+    {"read_file", read_file, METH_VARARGS, read_file_doc},
+    {"read_part", read_part, METH_VARARGS, read_part_doc},
+#endif
     {"use", use, METH_VARARGS, use_doc},
     {NULL, NULL, 0, NULL},
 };

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +21,8 @@ import latentmill
 from latentmill import api
 from latentmill.errors import SourceError
 from latentmill.formats import columns_writer
-from latentmill.formats.columns import Columns, Texts, mapped_columns
+from latentmill.formats.columns import Columns, mapped_columns
+from latentmill.formats.columns_texts import OwnHandle, Texts
 from latentmill.formats.columns_writer import ColumnsWriter, Row, columns_bytes, write_columns
 from latentmill.formats.index_lines import stored_rows
 from latentmill.formats.metadata import INDEX_COLUMNS, INDEX_JSONL, index_rows, row_json
@@ -90,6 +92,35 @@ def test_what_is_written_is_read_back(rows: list[Row], in_zip: bool) -> None:
     assert written(rows, in_zip) == data
     assert pickle.loads(pickle.dumps(found)).number.tolist() == found.number.tolist()
     assert set(safetensors.numpy.load(data)) >= {"number", "label", "key", "size"}  # any tool reads it
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident pages are told by /proc")
+@pytest.mark.parametrize("before", [0, 5000])
+def test_captions_are_read_without_their_pages(tmp_path: Path, before: int) -> None:
+    rows = [Row(n, f"k{n}", 0, DIGEST, "a", 1, DIGEST, 1, None, f"{n} é " * 200) for n in range(4000)]
+    (tmp_path / "index").write_bytes(bytes(before) + written(rows))
+    size = (tmp_path / "index").stat().st_size - before
+    found = mapped_columns(tmp_path / "index", before, size, "here", check=True)
+    again = pickle.loads(pickle.dumps(found))
+    for columns in (found, again):
+        columns.release()
+        assert columns.captions is not None
+        assert [columns.captions[n] for n in range(0, 4000, 40)] == [row.caption for row in rows[::40]]
+        assert columns.captions[-1] == rows[-1].caption
+    kilobytes, mine = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        mine = line.endswith(f"{tmp_path}/index") if "-" in line.split()[0] else mine
+        kilobytes += int(line.split()[1]) if mine and line.startswith("Rss:") else 0
+    assert 0 < kilobytes << 10 < size // 4  # of two mappings; a page at a time, they would be nearly whole
+
+
+def test_a_file_that_became_shorter_is_told(tmp_path: Path) -> None:
+    (tmp_path / "index").write_bytes(b"12345")
+    with (tmp_path / "index").open("rb") as file:
+        handle = OwnHandle(file.fileno(), "here")
+    assert handle.read(1, 3) == b"234"
+    with pytest.raises(SourceError, match="here was cut off since the dataset was loaded: load it again"):
+        handle.read(3, 3)
 
 
 def test_many_rows_take_temporary_files_and_give_the_same_bytes(

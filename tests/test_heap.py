@@ -82,3 +82,78 @@ def test_elsewhere_nothing_is_done(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     heap.keep_buffers()
     heap.bound_kept()
     heap.give_back()
+
+
+LARGE = """
+import sys
+from latentmill.encoders import heap
+heap.keep_small()
+large, kept = 3 << 20, []
+if sys.argv[1] == "large":
+    heap.map_large(large)
+before = heap._resident()
+for _ in range(8):
+    photo = bytearray(large)
+    kept.append(bytearray(200_000))  # a result, which comes to lie behind the photo
+    second = bytearray(large + 500_000 * len(kept))
+    kept.append(bytearray(200_000))
+    del photo, second
+print(heap._resident() - before - sum(map(len, kept)))
+heap.keep_small()
+"""
+
+
+@glibc
+def test_large_files_leave_nothing_behind_in_the_heap() -> None:
+    ((mapped,),) = run(LARGE, "large")
+    ((usual,),) = run(LARGE, "usual")
+    assert mapped < 2 << 20 < 4 << 20 < usual
+
+
+SMALL = """
+import resource, sys
+from latentmill.encoders import heap
+if sys.argv[1] == "kept":
+    heap.keep_small()
+def work():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        photo, result = bytearray(600_000), bytearray(200_000)
+        other = bytearray(900_000)
+        del photo, other, result
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+for _ in range(3):
+    work()
+print(work())
+"""
+
+
+@glibc
+def test_what_small_photos_take_is_not_faulted_in_again() -> None:
+    ((kept,),) = run(SMALL, "kept")
+    assert kept < 100
+
+
+@glibc
+def test_large_files_do_not_end_the_keeping_of_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, int]] = []
+
+    class Libc:
+        def mallopt(self, parameter: int, value: int) -> int:
+            told.append((parameter, value))
+            return 1
+
+        def malloc_trim(self, pad: int) -> int:
+            return 1
+
+    monkeypatch.setattr(heap, "_glibc", Libc)
+    heap.keep_buffers()
+    before = list(told)
+    heap.keep_small()
+    heap.map_large(1 << 30)
+    assert told == before
+    heap.give_back()
+    heap.map_large(1 << 30)
+    heap.map_large(1 << 30)
+    assert len(told) == len(before) + 4
+    heap.keep_small()

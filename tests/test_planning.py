@@ -111,6 +111,21 @@ def test_the_ledger_reads_in_order_of_the_listing(
     assert plan.done() == sorted(shards)
 
 
+@given(st.integers(1, 400), st.integers(1, 90), st.integers(1, 7), st.integers(2, 9))
+@settings(max_examples=60, deadline=None)
+def test_the_last_shards_of_several_workers_are_small(count: int, images: int, batch: int, workers: int) -> None:
+    refs = [SampleRef(number, f"{number:03d}.png", "x") for number in range(count)]
+    with TemporaryDirectory() as folder:
+        size = ShardSize(images, total=count, workers=workers)
+        plan = written(Path(folder), listing_of(refs), ByCount(batch), size)
+        assert [ref for shard in range(len(plan.shards)) for ref in plan.refs(shard)] == refs
+    done = 0
+    for _, samples in plan.shards:
+        assert samples <= min(images, (count - done) / (2 * workers)) + batch
+        done += samples
+    assert plan.shards[-1][1] <= batch
+
+
 # what makes a plan another one
 
 

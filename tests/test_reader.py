@@ -7,7 +7,6 @@ import shutil
 import sys
 import zipfile
 import zlib
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from latentmill import api
 from latentmill.encoders.normalization import Affine
 from latentmill.formats.metadata import INDEX_COLUMNS, METADATA_JSON, read_beside
 from latentmill.formats.payload import npy_array, npy_bytes, png_bytes
-from latentmill.formats.reader import Place, Reader
+from latentmill.formats.reader import Reader
 from latentmill.formats.stored_png import StoredPngs
 from latentmill.formats.zip_tail import last_member, open_last_member
 from latentmill.loaders_draws import Draws
@@ -66,34 +65,36 @@ def repacked(path: Path, compression: int, changed: dict[str, bytes] | None = No
 # pictures and arrays
 
 
-def fill_from(data: bytes, buffers: Sequence[memoryview]) -> bool:
-    at = 0
-    for buffer in buffers:
-        buffer[:] = data[at : at + len(buffer)]
-        at += len(buffer)
-    return at == len(data)
+def read_png(path: Path, data: bytes, stored: StoredPngs) -> np.ndarray | None:
+    path.write_bytes(data)
+    buffer = stored.buffer
+    read = Reader(path.parent).fill(path.name, stored.head, buffer.data)
+    return stored.planes(buffer) if read else None
 
 
 @settings(max_examples=60, deadline=None)
 @given(height=st.integers(1, 70), width=st.integers(1, 700), seed=st.integers(0, 9))
-def test_a_stored_png_of_any_size_is_read_as_it_was_written(height: int, width: int, seed: int) -> None:
+def test_a_stored_png_of_any_size_is_read_as_it_was_written(
+    tmp_path_factory: pytest.TempPathFactory, height: int, width: int, seed: int
+) -> None:
+    path = tmp_path_factory.getbasetemp() / f"{height}x{width}.png"
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     data = png_bytes(pixels)
     stored = StoredPngs(height, width)
     assert stored.size == len(data)
     for _ in range(2):
-        found = stored.planes(lambda buffers: fill_from(data, buffers))
+        found = read_png(path, data, stored)
         assert found is not None
         assert np.array_equal(found, pixels.transpose(2, 0, 1))
 
 
-def test_any_flipped_byte_of_a_stored_png_is_seen() -> None:
+def test_any_flipped_byte_of_a_stored_png_is_seen(tmp_path: Path) -> None:
     data = png_bytes(np.random.default_rng(0).integers(0, 256, (5, 4, 3), dtype=np.uint8))
     stored = StoredPngs(5, 4)
     unseen = []
     for at in range(len(data)):
         changed = data[:at] + bytes([data[at] ^ 0x10]) + data[at + 1 :]
-        if stored.planes(lambda buffers, changed=changed: fill_from(changed, buffers)) is not None:  # type: ignore[misc]
+        if read_png(tmp_path / "a.png", changed, stored) is not None:
             unseen.append(at)
     assert unseen == []
 
@@ -209,16 +210,10 @@ def test_handles_are_few_and_closed(made: Path, ending: str) -> None:
 @pytest.mark.parametrize("ending", ["", ".zip"])
 def test_without_scattered_reads_all_is_the_same(made: Path, ending: str, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = sample(made, ending)
-    monkeypatch.setattr("latentmill.formats.reader._CAN_SCATTER", False)
+    monkeypatch.setattr("latentmill.formats.parts.AVAILABLE", False)
     found = sample(made, ending)
     assert torch.equal(found["image"], expected["image"])
     assert torch.equal(found["moments"], expected["moments"])
-
-
-def test_more_buffers_than_the_system_takes_are_left_to_read(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(bytes(2000))
-    buffers = [memoryview(bytearray(1)) for _ in range(2000)]
-    assert Reader(tmp_path).fill("a", Place(2000), buffers) is False
 
 
 # the end of an archive

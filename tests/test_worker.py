@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
+import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -267,3 +269,24 @@ def test_a_photo_that_was_published_by_a_run_cut_off_before_its_ledger_entry_and
     assert len(names) == 11
     assert "00000/img00000005.png" not in names
     assert not latentmill.verify(place).problems
+
+
+def test_pixels_are_let_go_once_they_are_encoded(photos: Path, tmp_path: Path) -> None:
+    """Of a batch that waits to be written, only what the encoder gave is held."""
+    arrays: list[weakref.ref[np.ndarray]] = []
+    alive: list[int] = []
+
+    class Noting(FakeSpec):
+        def open(self) -> Noting:
+            return self
+
+        def encode(self, samples: Sequence[Sample]) -> list[Encoded | SampleError]:
+            alive.append(sum(array() is not None for array in arrays))
+            arrays.extend(weakref.ref(sample.array) for sample in samples)
+            return super().encode(samples)
+
+    task = task_for(photos, tmp_path / "out", encoder=Noting(), batch_size=2)
+    part = replace(task.parts[0], outputs=task.parts[0].outputs[:1])
+    run_shards(replace(task, parts=(part,)), range(len(part.plan.shards)), lambda event: None)
+    assert len(alive) > 3
+    assert set(alive) == {0}

@@ -96,11 +96,18 @@ class ByTokens:
         return float(ref.tokens + self.overhead)
 
 
-def prefetched(function: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int) -> Iterator[Result]:
+def prefetched(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    threads: int,
+    ahead: int,
+    leave: Callable[[], object] = lambda: None,
+) -> Iterator[Result]:
     """`function` of each item, in order, computed by `threads` threads at most `ahead` items before it is asked for.
 
     With 0 threads nothing runs ahead. An exception comes out where its result would have; leaving the generator
-    early waits only for what is already running.
+    early waits only for what is already running. No result is held once the next one is asked for. leave: called
+    before what is running is waited for.
     """
     if threads == 0:
         yield from map(function, items)
@@ -112,11 +119,12 @@ def prefetched(function: Callable[[Item], Result], items: Iterable[Item], thread
         for item in islice(iterator, ahead):
             waiting.append(pool.submit(function, item))
         while waiting:
-            result = waiting.popleft().result()
+            result = [waiting.popleft().result()]
             for item in islice(iterator, 1):
                 waiting.append(pool.submit(function, item))
-            yield result
+            yield result.pop()
     finally:
+        leave()
         pool.shutdown(wait=True, cancel_futures=True)
 
 

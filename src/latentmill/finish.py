@@ -10,8 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +40,7 @@ from latentmill.formats.metadata import (
 from latentmill.formats.payload import ARRAY_ERRORS
 from latentmill.manifest import Plan
 from latentmill.records import NOTES, Outcome
+from latentmill.versions import installed_version
 from latentmill.worker import Output
 
 if TYPE_CHECKING:
@@ -287,13 +286,5 @@ def _side_files(output: Output, tally: Tally, report: dict[str, object], rejects
 def software() -> dict[str, str]:
     """Versions of what can change a result's bytes, and of Python."""
     names = ("latentmill", "pillow", "simplejpeg", "numpy", "torch", "diffusers", "transformers")
-    found = {name: _installed_version(name) for name in names}
+    found = {name: installed_version(name) for name in names}
     return {"python": platform.python_version()} | {name: told for name, told in found.items() if told is not None}
-
-
-@cache  # a package's metadata holds its readme: milliseconds each time
-def _installed_version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None

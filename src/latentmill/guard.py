@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 `verify` found something wrong; 2 could not be done; 3 don
 from __future__ import annotations
 
 import gc
+import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 ShownAs = Callable[[str], tuple[str, str]]
 EXIT_FOUND, EXIT_FAILED, EXIT_REJECTS, EXIT_STOPPED = 1, 2, 3, 130
+_BLAS = "OPENBLAS_NUM_THREADS"
 _GOES_ON = "What is committed stays; run the same command again to go on"
 _BEGINS_ANEW = "Nothing was written; the same command begins anew"
 
@@ -56,9 +58,13 @@ def importing() -> Iterator[None]:
     process; and in forked workers, looking copies the pages that they share with their parent.
     """
     gc.disable()
+    spared = _BLAS not in os.environ
+    os.environ.setdefault(_BLAS, "1")  # no command needs more, and threads of OpenBLAS spin while they have no work
     try:
         yield
     finally:
+        if spared:
+            os.environ.pop(_BLAS, None)  # of NumPy's alone: PyTorch, which comes later, may have its own
         gc.freeze()
         gc.enable()
 

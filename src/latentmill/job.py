@@ -28,7 +28,7 @@ from latentmill.worker import Output, Part
 
 SHARD_SECONDS = 20.0  # a kill costs at most this much of each worker's time, and the commit that was under way
 _MAX_SHARD_IMAGES = 1024  # a worker holds the outcomes of one shard
-_SHARDS_PER_WORKER = 4  # so that small datasets keep every worker busy to the end
+_SHARDS_PER_WORKER = 2  # at least; the last ones are smaller, so that all workers end together
 _PROBE_IMAGES = 8
 
 
@@ -110,7 +110,7 @@ class Job:
             return ShardSize(images, SHARD_SECONDS / seconds)
         batch = math.lcm(self.batch_size, self.whole)
         batches = min(images, int(SHARD_SECONDS / seconds)) // batch
-        return ShardSize(max(1, batches) * batch)
+        return ShardSize(max(1, batches) * batch, total=listing.count, workers=self.workers)
 
     def part(self, plan: Plan) -> Part:
         """What workers are to do."""

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from latentmill.encoders.normalization import Affine, affine
 from latentmill.errors import ConfigError, SourceError
-from latentmill.formats.columns import Texts
+from latentmill.formats.columns_texts import Texts
 from latentmill.formats.metadata import METADATA_JSON, WORK_FOLDER, Metadata
 from latentmill.loaders_arrays import ArrayFiles, PictureFiles
 from latentmill.loaders_draws import Draws
@@ -267,15 +267,19 @@ class LatentDataset(Dataset[Sample]):
         return len(self._index)
 
     def __getitem__(self, position: int) -> Sample:
-        index, count = self._index, len(self._index)
+        index = self._index
+        numbers, labels = index.numbers, index.labels
+        count = len(numbers)
         if position < 0:
             position += count
         if not 0 <= position < count:
             raise IndexError(position)
-        number, key, variant = int(index.numbers[position]), index.key(position), index.draw(position)
-        row = index.row(position, variant)
-        stored = self._latents[variant].read(row, number, key).astype(np.float32, copy=False)
-        sample = Sample(label=int(index.labels[position]), key=key)
+        number, key = numbers.item(position), index.key(position)
+        variant, row = index.draw(position)
+        stored = self._latents[variant].read(row, number, key)
+        if stored.dtype != np.float32:
+            stored = stored.astype(np.float32)
+        sample = Sample(label=labels.item(position), key=key)
         sample._of = self.origin
         if self._augmented:
             sample["flip"] = self.variants[variant].flip

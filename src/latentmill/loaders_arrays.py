@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,11 +32,26 @@ class _Files:
         self.reader = Reader(path)
         self._columns = columns
 
-    def place(self, row: int) -> Place:
+    def size(self, row: int) -> int:
+        return self._columns.size.item(row)  # type: ignore[no-any-return]
+
+    def fill(self, row: int, name: str, head: bytes, out: Any) -> bool:
+        """Whether `out` now holds what stands behind the head in a file of just these two; of a zip as `row` places it.
+
+        Raises OSError.
+        """
         columns = self._columns
         if columns.offset is None:
-            return Place(int(columns.size[row]))
-        return Place(int(columns.size[row]), int(columns.offset[row]), int(columns.crc[row]))
+            return self.reader.fill(name, head, out)
+        place = Place(columns.size.item(row), columns.offset.item(row), columns.crc.item(row))
+        return self.reader.fill_from_zip(name, place, head, out)
+
+    def filled(self, row: int, name: str, head: bytes, out: Any) -> bool:
+        """The same, and of a zip that the bytes have their sum."""
+        columns = self._columns
+        if columns.offset is None:
+            return self.reader.fill(name, head, out)
+        return self.fill(row, name, head, out) and bool(columns.crc.item(row) == crc32(out, crc32(head)))
 
 
 class _Known(NamedTuple):
@@ -69,29 +83,17 @@ class ArrayFiles:
 
     def read(self, row: int, number: int, key: str) -> Array:
         """As stored, in memory of its own. Raises what `Reader.read` and the layout's `from_bytes` do."""
-        name = self._layout.name(number, key)
+        name, files, known = self._layout.name(number, key), self._files, self._known
         if self._views:
-            place = self._files.place(row)
-            known = self._known
-            if known is not None and known.size == place.size:
-                header, array = bytearray(len(known.header)), np.empty(known.shape, known.dtype)
-                if self._filled(name, place, [memoryview(header), array.data]) and header == known.header:
+            size = files.size(row)
+            if known is not None and known.size == size:
+                array = np.empty(known.shape, known.dtype)
+                if files.filled(row, name, known.header, array):
                     return array
-            data = np.empty(place.size, np.uint8).data
-            if self._filled(name, place, [data]):
+            data = np.empty(size, np.uint8).data
+            if files.filled(row, name, b"", data):
                 return self._layout.from_bytes(data)  # type: ignore[arg-type]
-        return self._layout.from_bytes(self._files.reader.read(name))
-
-    def _filled(self, name: str, place: Place, buffers: Sequence[memoryview]) -> bool:
-        """Whether the buffers now hold the file, as it was written."""
-        if not self._files.reader.fill(name, place, buffers):
-            return False
-        if place.crc is None:
-            return True
-        total = 0
-        for buffer in buffers:
-            total = crc32(buffer, total)
-        return total == place.crc
+        return self._layout.from_bytes(files.reader.read(name))
 
 
 class PictureFiles:
@@ -103,11 +105,10 @@ class PictureFiles:
 
     def read(self, row: int, number: int) -> torch.Tensor:
         """uint8 (3, H, W). Raises what `Reader.read` and `payload.png_pixels` do."""
-        name = self._layout.name(number)
-        if self._stored is not None:
-            place = self._files.place(row)
-            if place.size == self._stored.size:
-                found = self._stored.planes(lambda buffers: self._files.reader.fill(name, place, buffers))
-                if found is not None:
-                    return torch.from_numpy(found)
-        return torch.from_numpy(planes(self._layout.from_bytes(self._files.reader.read(name))))
+        name, stored, files = self._layout.name(number), self._stored, self._files
+        if stored is not None and files.size(row) == stored.size:
+            buffer = stored.buffer
+            found = stored.planes(buffer) if files.fill(row, name, stored.head, buffer.data) else None
+            if found is not None:
+                return torch.from_numpy(found)
+        return torch.from_numpy(planes(self._layout.from_bytes(files.reader.read(name))))

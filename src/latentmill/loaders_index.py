@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from latentmill.errors import SourceError
-from latentmill.formats.columns import NO_BOX, Columns, Texts, mapped_columns
+from latentmill.formats.columns import NO_BOX, Columns, mapped_columns
+from latentmill.formats.columns_texts import Texts
 from latentmill.formats.columns_writer import ColumnsWriter, box_of, columns_bytes
 from latentmill.formats.index_lines import stored_rows
 from latentmill.formats.metadata import INDEX_COLUMNS, INDEX_JSONL, Metadata
@@ -63,6 +64,7 @@ class Index:
         if self.rows is None:
             self.numbers: Array = first.number
             self.labels: Array = first.label
+            self._keys = first.keys
             self._main = self._main_rows = None
         else:
             self._main = (self.rows != ABSENT).argmax(axis=1).astype(np.uint8)
@@ -109,7 +111,7 @@ class Index:
 
     def row(self, position: int, variant: int) -> int:
         """Where the sample is in this variant's table."""
-        return position if self.rows is None else int(self.rows[position, variant])
+        return position if self.rows is None else self.rows.item(position, variant)
 
     def box(self, position: int, variant: int) -> Array | None:
         """int64 (8,): how the sample is cropped in this variant."""
@@ -124,7 +126,7 @@ class Index:
 
     def key(self, position: int) -> str:
         if self._main is None or self._main_rows is None:
-            return self.tables[0].keys[position]
+            return self._keys[position]
         if not -len(self) <= position < len(self):
             raise IndexError(position)
         return self.tables[int(self._main[position])].keys[int(self._main_rows[position])]
@@ -138,12 +140,16 @@ class Index:
             return self.tables[0].keys.take(self._main_rows)
         return Texts.of([self.key(position) for position in range(len(self))])
 
-    def draw(self, position: int) -> int:
-        """One of the variants that have the sample, each as likely; without variants nothing is drawn."""
-        if self.rows is None or self.rows.shape[1] == 1:
-            return 0
-        choices = np.flatnonzero(self.rows[position] != ABSENT)
-        return int(choices[int(torch.randint(len(choices), ()))])
+    def draw(self, position: int) -> tuple[int, int]:
+        """One of the variants that have the sample, each as likely, and its row; without variants nothing is drawn."""
+        rows = self.rows
+        if rows is None:
+            return 0, position
+        if rows.shape[1] == 1:
+            return 0, rows.item(position, 0)
+        choices = np.flatnonzero(rows[position] != ABSENT)
+        variant = choices.item(int(torch.randint(len(choices), ())))
+        return variant, rows.item(position, variant)
 
     def keep(self, positions: Array) -> None:
         """Drop all samples but these."""

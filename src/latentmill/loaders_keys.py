@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from latentmill.formats.columns import Texts, within
+from latentmill.formats.columns_texts import Texts, within
 from latentmill.records import Array
 
 _ROWS_AT_ONCE = 1 << 15

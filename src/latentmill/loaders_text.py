@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from latentmill.errors import ConfigError, SourceError
-from latentmill.formats.columns import Texts
+from latentmill.formats.columns_texts import Texts
 from latentmill.formats.layouts import layout_of_dataset
 from latentmill.formats.metadata import METADATA_JSON, Metadata
 from latentmill.formats.pixart import PixArtText

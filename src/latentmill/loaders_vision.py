@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from latentmill.errors import SourceError
-from latentmill.formats.columns import Texts
+from latentmill.formats.columns_texts import Texts
 from latentmill.formats.metadata import METADATA_JSON, Metadata
 from latentmill.loaders_arrays import ArrayFiles
 from latentmill.loaders_index import read_columns

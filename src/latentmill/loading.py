@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from latentmill.decoding import DEFAULT_MAX_PIXELS, decode_reduced
+from latentmill.decoding import DEFAULT_MAX_PIXELS, Memory, decode_reduced, decoded_bytes
 from latentmill.errors import ConfigError, SampleError
 from latentmill.formats.payload import npy_array
 from latentmill.records import TRUNCATED, Array, Geometry, Sample, SampleRef
@@ -45,8 +45,13 @@ class DecodeImage:
     max_pixels: int
     reduction: Reduction | None = None
 
-    def __call__(self, data: bytes) -> Decoded:
-        return Decoded(*decode_reduced(data, self.reduction, self.exif, self.alpha, self.max_pixels))
+    def __call__(self, data: bytes, memory: Memory | None = None) -> Decoded:
+        """memory: gives room for so many bytes, which the pixels may then lie in."""
+        return Decoded(*decode_reduced(data, self.reduction, self.exif, self.alpha, self.max_pixels, memory))
+
+    def needs(self, data: bytes) -> int:
+        """Bytes of the pixels; 0 where that cannot be told quickly."""
+        return decoded_bytes(data, self.reduction)
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,11 @@ class ImageLoad:
         if not self.fast or self.resolution is None or (self.transform == "center-crop" and self.variant.crop):
             return None
         return CropReduction(self.transform, self.resolution)
+
+    def needs(self, decoded: Decoded) -> int:
+        """Bytes of the result."""
+        height, width = self.resolution[::-1] if self.resolution else decoded.size
+        return 3 * height * width
 
     def __call__(self, ref: SampleRef, decoded: Decoded) -> Sample | None:
         """Raises SampleError, and ConfigError when images differ in size and no resolution was asked for."""
@@ -124,6 +134,11 @@ class BucketLoad:
     def decode(self) -> DecodeImage:
         reduction = BucketReduction(self.table, self.fit) if self.fast else None
         return DecodeImage(self.exif, self.alpha, self.max_pixels, reduction)
+
+    def needs(self, decoded: Decoded) -> int:
+        """Bytes of the result."""
+        height, width = self.table.nearest(*decoded.size).size
+        return 3 * height * width * (2 if self.variant.flip else 1)
 
     def __call__(self, ref: SampleRef, decoded: Decoded) -> Sample | None:
         """Raises SampleError, also where the image has not the size that its row or header said."""

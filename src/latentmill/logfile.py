@@ -73,18 +73,14 @@ def _check_own(path: Path) -> None:
 
 def _environment() -> str:
     """The machine and the versions of what computes; imports none of it."""
-    from importlib.metadata import PackageNotFoundError, version
-
     from latentmill.system import available_memory, usable_cores
+    from latentmill.versions import installed_version
 
-    found = []
-    for name in _LIBRARIES:
-        with suppress(PackageNotFoundError):
-            found.append(f"{name} {version(name)}")
+    found = [f"{name} {version}" for name in _LIBRARIES if (version := installed_version(name))]
     memory = available_memory()
     free = f", {memory >> 20:,} MiB of memory free" if memory is not None else ""
     return (
         f"command {' '.join(sys.argv)}\nfolder {Path.cwd()}\n"
-        f"latentmill {version('latentmill')}, Python {platform.python_version()}, {', '.join(found)}\n"
+        f"latentmill {installed_version('latentmill')}, Python {platform.python_version()}, {', '.join(found)}\n"
         f"{platform.platform()}, {usable_cores()} usable cores{free}"
     )

@@ -82,10 +82,22 @@ class Update:
 
 @dataclass(frozen=True)
 class ShardSize:
-    """A shard ends before the batch that would begin at `images` samples or `cost` (see `stages.Batching`) or more."""
+    """A shard ends before the batch that would begin at `images` samples or `cost` (see `stages.Batching`) or more.
+
+    Where several workers share `total` samples, shards get smaller towards the end, so that all of them end together: a
+    shard has at most half of what is then left for each.
+    """
 
     images: int
     cost: float = math.inf
+    total: int = 0
+    workers: int = 1
+
+    def after(self, samples: int) -> float:
+        """The most samples of the shard that begins after so many; its last batch may reach beyond."""
+        if self.workers == 1:
+            return self.images
+        return min(self.images, max(0, self.total - samples) / (2 * self.workers))
 
 
 def write_plan(
@@ -151,7 +163,8 @@ class _PlanWriter:
         self._ask_shard_size = shard_size
         self.shards: list[tuple[int, int]] = []
         self.offset = self.listed = self.kept = self.rename = self.drop = self.redo = 0
-        self.cost = 0.0
+        self.cost = self.most = 0.0
+        self.placed = 0
         self.dropped_key = ""
         self.computed: set[str] = set()  # keys, in an update until anything is kept
         self._digest = LineDigest()
@@ -190,9 +203,10 @@ class _PlanWriter:
     def compute(self, ref: SampleRef, first: bool) -> bytes:
         line = _planned_line(ref, first)
         size = self.shard_size  # at the first sample too: measuring may refuse the job, and as yet there is no plan
-        if not self.shards or (first and (self.shards[-1][1] >= size.images or self.cost >= size.cost)):
+        if not self.shards or (first and (self.shards[-1][1] >= self.most or self.cost >= size.cost)):
             self.shards.append((self.offset, 0))
-            self.cost = 0.0
+            self.cost, self.most = 0.0, size.after(self.placed)
+        self.placed += 1
         self.shards[-1] = (self.shards[-1][0], self.shards[-1][1] + 1)
         self.cost += self.batching.cost(ref)
         self.offset += len(line)

@@ -30,7 +30,8 @@ class Decode(Protocol):
 class Load(Protocol):
     """What was decoded of one sample to what an encoder takes; None where the transform's rule leaves it out.
 
-    Picklable. What was decoded may be shared: it is not changed. Raises SampleError.
+    Picklable. What was decoded may be shared: it is not changed. Raises SampleError. One with a method `needs` tells
+    the bytes of its result beforehand, of what was decoded; so the memory of threads that load is bounded.
     """
 
     @property

@@ -17,19 +17,26 @@ from functools import partial
 from heapq import merge
 from itertools import groupby
 from operator import attrgetter
+from typing import TypeVar
+
+import numpy as np
 
 from latentmill.batching import Background, prefetched
 from latentmill.careful import Care, Inline
+from latentmill.encoders import heap
 from latentmill.errors import SampleError
 from latentmill.formats.containers import Container, ShardSink
 from latentmill.manifest import Plan
 from latentmill.records import Encoded, Outcome, Progress, Sample, ShardReport
-from latentmill.sharing import Place, Wanted, attempt
+from latentmill.room import Room, bounded
+from latentmill.sharing import Loading, Place, Wanted
 from latentmill.stages import Encoder, EncoderSpec, Layout, Load, Results, Source, Submitting, WarmingUp
 
 _KEY = attrgetter("key")
+_NO_ARRAY = np.empty(0, np.uint8)
 _WRITE_AHEAD = 2  # batches, and shards waiting for their sync, that may be queued behind the encoder
 Emit = Callable[[int, Progress | ShardReport], None]  # with the number of the part that it is of
+Item = TypeVar("Item", bound=Sample | Outcome)
 Unit = tuple[tuple[int, ...], ...]  # of each part, the shards to run; what belongs together because images are shared
 
 
@@ -119,17 +126,20 @@ def run_units(task: Task, units: Iterable[Unit], emit: Emit, care: Care | None =
     """Run units one after the other; loading runs on into the next one. care: nothing runs beside anything else."""
     run = _Run(task, emit, care)
     ahead = 2 * max(task.load_threads, *(part.batch_size for part in task.parts))
-    load = partial(attempt, task.parts)
+    threads = task.load_threads if care is None else 0
+    load = Loading(task.parts, reuse=threads == 0)
     loaded = (
-        prefetched(load, run.wanted(units), task.load_threads, ahead)
-        if care is None
-        else prefetched(partial(care.load, load), run.wanted(units), 0, 0)
+        bounded(load, run.wanted(units), Room(threads), ahead)
+        if threads
+        else prefetched(partial(care.load, load) if care else load, run.wanted(units), 0, 0)
     )
+    heap.keep_small()
     try:
         run.all(loaded)
     finally:
         loaded.close()  # type: ignore[attr-defined]
         run.close()
+        heap.keep_small()
 
 
 class _Run:
@@ -177,18 +187,23 @@ class _Run:
                 break
             first = items[0][0]
             self.shards[first.part, first.shard].clock.add("load", time.perf_counter() - start)
-            for place, item in items:
-                self._take(place, item)
+            while items:
+                self._take(items)
         self.behind.drain()
 
-    def _take(self, place: Place, item: Sample | Outcome) -> None:
+    def _take(self, items: list[tuple[Place, Sample | Outcome]]) -> None:
+        """The first of what was loaded, of which nothing is held here when this waits."""
+        place = items[0][0]
         shard = self.shards[place.part, place.shard]
-        batch = shard.add(place.batch, item)
+        batch = shard.add(place.batch, items.pop(0)[1])
         if batch is None:
             return
         if not shard.sinks:
             self._open_sinks(shard)
-        self.behind.submit(partial(self._write, shard, batch, *self._encoded(shard, batch)))
+        samples, ended = self._encoded(shard, batch)
+        if samples and all(output.encoded for output in self.task.parts[shard.part].outputs):
+            batch, samples = _without_arrays(batch), _without_arrays(samples)
+        self.behind.submit(partial(self._write, shard, batch, samples, ended))
         if shard.complete:
             del self.shards[place.part, place.shard]
             self.behind.submit(partial(self._commit, shard))
@@ -252,6 +267,11 @@ class _Run:
         self.behind.close()
         for sink in self.uncommitted:
             sink.abort()
+
+
+def _without_arrays(items: Sequence[Item]) -> list[Item]:
+    """What was encoded, without its pixels where nobody stores them."""
+    return [replace(item, array=_NO_ARRAY) if isinstance(item, Sample) else item for item in items]
 
 
 def _set_threads(spec: EncoderSpec | None) -> None:

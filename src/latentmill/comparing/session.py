@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from latentmill.outcome import Event, Tell, quiet
 from latentmill.outputs.shared import Shared
 from latentmill.report import metrics
 from latentmill.system import usable_cores
+from latentmill.versions import installed_version
 
 DEFAULT_TRANSFORM, DEFAULT_RESOLUTION, DEFAULT_SAMPLE, DEFAULT_BATCH = "center-crop-dhariwal", "256x256", 64, 8
 _SETTINGS = frozenset(
@@ -163,12 +163,5 @@ def _conditions(
         source=str(source), listed=photos.listed, used=len(photos.keys), left_out=photos.left_out, size=photos.size,
         transform=chosen.transform, indivisible=chosen.indivisible, dtype=chosen.dtype, pixel_range=chosen.pixel_range,
         batch_size=batch_size, threads=threads, device=device, machine=machine_line(device),
-        versions={name: found for name in _PACKAGES if (found := _version(name))},
+        versions={name: found for name in _PACKAGES if (found := installed_version(name))},
     )  # fmt: skip
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""

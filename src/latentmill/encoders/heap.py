@@ -22,6 +22,9 @@ _LARGEST_INT = (1 << 31) - 1
 _USUAL_MMAP = 32 << 20  # where glibc's own threshold ends up once a large buffer was freed; trimming's is twice it
 _KEPT_SHARE = 1 / 8  # of the available memory: beside the share of 0.8 that a batch may take, see `vae`
 _BUFFERS = 4  # at least so many of the largest that are kept fit in what may be kept
+_LARGE_FILE = 2 << 20  # that of a photo of some 8 megapixels: decoding it takes long beside mapping its blocks
+_LARGE_BLOCK = 1 << 20
+_LARGE_TOP = 1 << 20  # what may be free at the end of the heap meanwhile: the first large file lies there
 _STATM = Path("/proc/self/statm")
 
 
@@ -34,6 +37,7 @@ class _Keeping:
 
 
 _keeping: _Keeping | None = None
+_mapping = False  # large blocks of their own
 
 
 def keep_buffers() -> None:
@@ -46,6 +50,35 @@ def keep_buffers() -> None:
     if libc.mallopt(_MMAP_THRESHOLD, min(kept // _BUFFERS, _LARGEST_INT)):  # older ones take no more than 32 MB
         libc.mallopt(_TRIM_THRESHOLD, _LARGEST_INT)
         _keeping = _Keeping(libc, _resident() + kept)
+
+
+def keep_small() -> None:
+    """Before photos are decoded: keep what is freed of up to 32 MB at once, where glibc gives it back and forth.
+
+    It would map of its own whatever is larger than anything freed so far, and trim its heap at twice that.
+    """
+    _set(_USUAL_MMAP, 2 * _USUAL_MMAP)
+
+
+def map_large(size: int) -> None:
+    """Once a file is large: map large blocks of their own, so that they go back to the system when they are freed.
+
+    In glibc's heap, a result that lies behind a file keeps its pages. size: bytes.
+    """
+    global _mapping
+    if size >= _LARGE_FILE and not _mapping and _keeping is None:
+        _set(_LARGE_BLOCK, _LARGE_TOP)
+        _mapping = True
+
+
+def _set(mmap_threshold: int, trim_threshold: int) -> None:
+    global _mapping
+    libc = _glibc()
+    if libc is not None and _keeping is None:
+        libc.mallopt(_MMAP_THRESHOLD, mmap_threshold)
+        libc.mallopt(_TRIM_THRESHOLD, trim_threshold)
+        libc.malloc_trim(0)
+        _mapping = False
 
 
 def bound_kept() -> None:

@@ -30,6 +30,7 @@ import numpy as np
 
 from latentmill.checksums import crc32
 from latentmill.errors import SourceError
+from latentmill.formats.columns_texts import OwnHandle, Texts
 from latentmill.records import Array
 
 VERSION = "1"
@@ -41,7 +42,6 @@ _NEEDED = frozenset({"number", "label", "key", "key_end", "source", "digest", "s
 _LENGTH = struct.Struct("<Q")
 _MAX_HEADER = 1 << 16
 _BLOCK_BYTES = 1 << 20
-_TEXTS_AT_ONCE = 1 << 15
 _NO_CRC = "0" * 8
 
 
@@ -59,54 +59,6 @@ def header_bytes(rows: int, index_digest: str, crc: str, arrays: Sequence[tuple[
     return _LENGTH.pack(len(text)) + text
 
 
-class Texts:
-    """Many texts held as one, with the ends of each: small, and shared by processes."""
-
-    def __init__(self, joined: Array, ends: Array) -> None:
-        self.joined, self.ends = joined, ends
-
-    @classmethod
-    def of(cls, texts: Sequence[str]) -> Texts:
-        encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
-        ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
-        return cls(np.frombuffer(b"".join(encoded), np.uint8), ends)
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    def __getitem__(self, position: int) -> str:
-        """A text by its position; negative ones count from the end."""
-        if position < 0:
-            position += len(self)
-        if not 0 <= position < len(self):
-            raise IndexError(position)
-        start = int(self.ends[position - 1]) if position else 0
-        return self.joined[start : int(self.ends[position])].tobytes().decode("utf-8", "surrogateescape")
-
-    def take(self, positions: Array) -> Texts:
-        """Texts of their own, of these positions."""
-        starts, ends = self.spans(positions)
-        total = np.cumsum(ends - starts)
-        parts = [
-            self.joined[within(starts[at : at + _TEXTS_AT_ONCE], ends[at : at + _TEXTS_AT_ONCE])]
-            for at in range(0, len(positions), _TEXTS_AT_ONCE)
-        ]
-        return Texts(np.concatenate([np.zeros(0, np.uint8), *parts]), total)
-
-    def spans(self, positions: Array) -> tuple[Array, Array]:
-        """Where these texts start and end, int64."""
-        starts = np.where(positions > 0, self.ends[positions - 1], 0).astype(np.int64)
-        return starts, self.ends[positions].astype(np.int64)
-
-
-def within(starts: Array, ends: Array) -> Array:
-    """Every position from each start up to its end, one after another."""
-    lengths = ends - starts
-    before = np.cumsum(lengths) - lengths
-    positions: Array = np.arange(int(lengths.sum())) + np.repeat(starts - before, lengths)
-    return positions
-
-
 class Columns:
     """A file's columns over the bytes that hold them. Pickled by what `reopen` is, where they are mapped.
 
@@ -115,6 +67,7 @@ class Columns:
 
     def __init__(self, data: Any, where: str, reopen: tuple[Any, ...] | None = None) -> None:
         self._data, self._where, self._reopen = data, where, reopen
+        self._file: OwnHandle | None = None
         self._mapped = data.obj if isinstance(data, memoryview) and isinstance(data.obj, mmap.mmap) else None
         self._table, self._start = self._header()
         try:
@@ -179,6 +132,11 @@ class Columns:
         if f"{total:08x}" != self._crc:
             raise self._damaged("its CRC-32 does not match")
 
+    def read_captions_from(self, file: BinaryIO) -> None:
+        """Take captions from the file that is mapped here, by a handle of its own, where the system can."""
+        if "caption" in self._table and hasattr(os, "pread"):
+            self._file = OwnHandle(file.fileno(), self._where)
+
     def release(self) -> None:
         """Let go of the pages that were looked at: they stay in the system's cache, and count no more here."""
         if self._mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
@@ -242,7 +200,11 @@ class Columns:
 
     @cached_property
     def captions(self) -> Texts | None:
-        return Texts(self._column("caption"), self._rows("caption_end")) if "caption" in self._table else None
+        if "caption" not in self._table:
+            return None
+        at = self._start + self._table["caption"]["data_offsets"][0]
+        at += self._reopen[1] if self._reopen is not None else 0
+        return Texts(self._column("caption"), self._rows("caption_end"), self._file, at)
 
 
 def mapped_columns(path: Path, start: int, size: int, where: str, check: bool = False) -> Columns:
@@ -257,6 +219,7 @@ def mapped_columns(path: Path, start: int, size: int, where: str, check: bool = 
         except ValueError as error:
             raise SourceError(f"{where} is damaged: {error}") from error
         columns = Columns(memoryview(mapped)[start - aligned :], where, (path, start, size, where))
+        columns.read_captions_from(file)
         if check:
             file.seek(start)
             columns.check(file)

@@ -5,30 +5,29 @@ from __future__ import annotations
 import os
 import threading
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from latentmill.formats import parts
 from latentmill.formats.metadata import WORK_FOLDER
 from latentmill.formats.stored_zip import local_header
 
-_CAN_SCATTER = hasattr(os, "preadv")  # reads at a place, into several buffers: not on Windows
-_MAX_BUFFERS = 1000  # that one call may fill: IOV_MAX is 1024
 _OPEN = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)
 
 
 class Place(NamedTuple):
-    """Where a file's bytes are, as its dataset's columns say: their number and, in a zip, header and CRC-32."""
+    """Where a file lies in a zip, as its dataset's columns say: bytes, where its header starts, CRC-32."""
 
     size: int
-    offset: int = 0
-    crc: int | None = None
+    offset: int
+    crc: int
 
 
 class Reader:
     """The files of one dataset; picklable. A process opens a zip once, and all of its threads share that handle.
 
-    A handle that was inherited by a fork is shared too: reading by `preadv` moves no position.
+    A handle that was inherited by a fork is shared too: `parts.read_part` moves no position.
     """
 
     def __init__(self, path: Path) -> None:
@@ -61,30 +60,26 @@ class Reader:
                 return file.read()
         return self._archive().read(name)
 
-    def fill(self, name: str, place: Place, buffers: Sequence[memoryview]) -> bool:
-        """Read a file into buffers that have room for just its bytes; False where it is not as `place` says.
+    def fill(self, name: str, head: bytes, out: Any) -> bool:
+        """Read what stands behind the head of a file in the folder into a buffer of just its size.
 
-        Then `read` tells what it is. The sum of the bytes is not checked. Raises OSError.
+        False where the file is not these two: then `read` tells what it is. Raises OSError.
         """
-        if not _CAN_SCATTER or len(buffers) >= _MAX_BUFFERS:
-            return False
-        if self.is_zip:
-            return self._fill_from_zip(name, place, buffers)
-        handle = os.open(self._prefix + name, _OPEN)
-        try:
-            return os.fstat(handle).st_size == place.size == os.preadv(handle, buffers, 0)
-        finally:
-            os.close(handle)
+        return parts.AVAILABLE and not self.is_zip and parts.read_file(self._prefix + name, head, out)
 
-    def _fill_from_zip(self, name: str, place: Place, buffers: Sequence[memoryview]) -> bool:
-        expected = local_header(name, place.size, place.crc or 0)
-        header = bytearray(len(expected))
-        if self._handle is None:
-            with self._opening:
-                if self._handle is None:
-                    self._handle = os.open(self.path, _OPEN)
-        count = os.preadv(self._handle, [header, *buffers], place.offset)
-        return count == len(expected) + place.size and header == expected
+    def fill_from_zip(self, name: str, place: Place, head: bytes, out: Any) -> bool:
+        """The same of a zip; False too where the file does not lie at its place. The bytes' sum is not compared."""
+        if not parts.AVAILABLE or not self.is_zip:
+            return False
+        handle = self._opened() if self._handle is None else self._handle
+        return parts.read_part(handle, place.offset, local_header(name, place.size, place.crc) + head, out)
+
+    def _opened(self) -> int:
+        """The zip, whose handle all threads share."""
+        with self._opening:
+            if self._handle is None:
+                self._handle = os.open(self.path, _OPEN)
+            return self._handle
 
     def names(self) -> Iterator[str]:
         """Every member, in no particular order; latentmill's work folder is left out."""

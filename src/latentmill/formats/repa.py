@@ -18,10 +18,13 @@ MAX_IMAGES = 100_000_000  # names have 8 digits
 _CONVERTED_IMAGE = re.compile(r"(\d{5})/img(\d{8})\.png")
 
 
-def _chunk(number: int) -> str:
+_PREFIX = {"moments": "mean-std", "mean": "mean", "sample": "sample"}
+
+
+def _digits(number: int) -> str:
     if not 0 <= number < MAX_IMAGES:
         raise ConfigError(f"this layout names at most {MAX_IMAGES:,} images. Found: number {number:,}")
-    return f"{number:08d}"[:5]
+    return f"{number:08d}"
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ class ImageLayout:
     member = re.compile(r"\d{5}/img\d{8}\.png")
 
     def name(self, number: int, key: str = "") -> str:
-        return f"{_chunk(number)}/img{number:08d}.png"
+        digits = _digits(number)
+        return f"{digits[:5]}/img{digits}.png"
 
     def to_bytes(self, array: Array, beside: Mapping[str, Array] = NOTHING) -> bytes:
         return png_bytes(array)
@@ -60,8 +64,8 @@ class LatentLayout:
         return f"repa/latents/{self.statistic}"
 
     def name(self, number: int, key: str = "") -> str:
-        prefix = {"moments": "mean-std", "mean": "mean", "sample": "sample"}[self.statistic]
-        return f"{_chunk(number)}/img-{prefix}-{number:08d}.npy"
+        digits = _digits(number)
+        return f"{digits[:5]}/img-{_PREFIX[self.statistic]}-{digits}.npy"
 
     def to_bytes(self, array: Array, beside: Mapping[str, Array] = NOTHING) -> bytes:
         return npy_bytes(array)

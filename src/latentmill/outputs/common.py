@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +21,7 @@ from latentmill.plugins import ENCODERS, EncoderRequest, MakeEncoder, choices, i
 from latentmill.records import Listing, Sample, SampleRef
 from latentmill.sources.folders import IMAGE_FOLDER
 from latentmill.stages import EncoderSpec, Source
+from latentmill.versions import installed_version
 
 if TYPE_CHECKING:
     from latentmill.formats.pixart import ReaderKind
@@ -52,10 +51,9 @@ def divided(size: tuple[int, int], info: ModelInfo, rule: str) -> tuple[int, int
     return width, height
 
 
-@cache  # a package's metadata holds its readme: milliseconds each time
 def series(package: str) -> str:
     """Major and minor version: what may change results. Patch releases do not make a dataset stale."""
-    return ".".join(version(package).split("+")[0].split(".")[:2])
+    return ".".join((installed_version(package) or "unknown").split("+")[0].split(".")[:2])
 
 
 def begun_with(chosen: OutputSettings, *places: Container) -> dict[str, Value]:

@@ -130,7 +130,7 @@ class ImageSource:
             raise SampleError("list", ref.fault)
         try:
             if not self.is_zip:
-                with open(self.path / ref.key, "rb") as file:  # noqa: PTH123 - a third faster than Path.open
+                with open(f"{self.path}/{ref.key}", "rb", buffering=0) as file:  # noqa: PTH123 - faster by 30 us
                     return file.read()
             file = self._archive()
             offset, compressed, method, crc = ref.where

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -148,6 +150,11 @@ def _chosen() -> tuple[Native | None, str]:
         if asked == "native":
             raise ConfigError(f"{VARIABLE} is native, but the compiled resampler cannot be used: {error}") from error
         return None, f"the compiled resampler cannot be used: {error}"
+
+
+def compiled(name: str) -> Callable[..., Any] | None:
+    """A function of the compiled module; None where that is not in use, or has none of that name on this system."""
+    return None if _native is None else getattr(_native.module, name, None)
 
 
 _native, REASON = _chosen()  # REASON: why it is Pillow that works; empty where it is not

@@ -40,7 +40,7 @@ class Native:
     """Resizes by the compiled module. Threads may share it."""
 
     def __init__(self, module: ModuleType, order: Order) -> None:
-        self._module = module
+        self.module = module
         self._order = order
         self._kept = lru_cache(_TABLES)(module.table)
 
@@ -60,29 +60,29 @@ class Native:
             chain.insert(0, (halved_across, halved_down, self._order(before, after)))
         out = np.empty((bottom - top, right - left, 3), np.uint8)
         down_first = self._order(source, size)
-        self._module.resize(_with_whole_rows(pixels), out, tuple(chain), across, down, down_first, top, left)
+        self.module.resize(_with_whole_rows(pixels), out, tuple(chain), across, down, down_first, top, left)
         return out
 
     def planes(self, pixels: Array) -> Array:
         """uint8 (height, width, 3) -> contiguous uint8 (3, height, width)."""
         out = np.empty((3, *pixels.shape[:2]), np.uint8)
-        self._module.planes(_with_whole_rows(pixels), out)
+        self.module.planes(_with_whole_rows(pixels), out)
         return out
 
     def mirrored(self, pixels: Array) -> Array:
         """uint8 (height, width, 3) -> the same contiguous, left and right exchanged."""
         out = np.empty(pixels.shape, np.uint8)
-        self._module.mirrored(_with_whole_rows(pixels), out)
+        self.module.mirrored(_with_whole_rows(pixels), out)
         return out
 
     def stored_planes(self, blocks: memoryview, size: Size) -> Array | None:
         """See `resample.stored_planes`."""
         out = np.empty((3, *size), np.uint8)
-        return out if self._module.stored_planes(blocks, out) else None
+        return out if self.module.stored_planes(blocks, out) else None
 
     def draw(self, moments: Array, z: Array, shift: float, scale: float) -> None:
         """See `resample.draw`."""
-        self._module.draw(moments, z, shift, scale)
+        self.module.draw(moments, z, shift, scale)
 
     def _axis(self, source: int, size: int, number: int, first: int, last: int) -> tuple[Any, int, int]:
         """The table of one pass, None where the side stays, and the inputs that it needs."""
@@ -90,7 +90,7 @@ class Native:
 
     def _table(self, *told: int) -> tuple[Any, int, int]:
         first, last = told[-2:]
-        made: tuple[Any, int, int] = (self._kept if last - first <= _KEPT_OUTPUTS else self._module.table)(*told)
+        made: tuple[Any, int, int] = (self._kept if last - first <= _KEPT_OUTPUTS else self.module.table)(*told)
         return made
 
 
