@@ -1,4 +1,4 @@
-"""`latentmill` and `python -m latentmill`: the garbage collector rests while modules are imported."""
+"""`latentmill` and `python -m latentmill`: supervised, and with the collector at rest while modules are imported."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import gc
 import os
 import sys
 
+from latentmill.supervising import supervise
+
 
 def main() -> None:
     """The command line. A command turns the collector on again, as it begins."""
+    supervise()
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # to look for some takes longer than all models
     gc.disable()
     from latentmill.cli import main as run

@@ -23,7 +23,8 @@ from latentmill.guard import EXIT_FAILED, guarded, state
 from latentmill.logfile import log_to
 from latentmill.mistakes import ClickError, explained, refuse_empty_paths
 from latentmill.options import PICTURE_PANEL, RERUN_PANEL, SOURCE_PANEL, SPEED_PANEL, TEXT_PANEL, VAE_PANEL
-from latentmill.screen import err, out, shown
+from latentmill.screen import err, out, shown, warn
+from latentmill.supervising import killed_before, told_ending
 
 TRY, RECIPES, BEFORE = "First steps", "Recipes: everything in one pass", "Before: look at photos"
 PREPARE, AFTER, MACHINE = "Prepare data", "After: look at results", "Models and machine"
@@ -135,6 +136,8 @@ def _run(entry: Entry, values: dict[str, Any]) -> None:
         opened.enter_context(events_of(entry.name, as_json, values))
         if refused is not None:
             guarded(_refusing(refused))
+        if (killed := killed_before()) is not None:
+            warn(f"{told_ending(-killed)}. Going on, with the work in a process that may be replaced")
         entry.function(**values)
 
 

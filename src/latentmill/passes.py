@@ -27,6 +27,7 @@ from latentmill.plugins import RUNNERS, Runner, load
 from latentmill.records import Listing, Progress, SampleRef, ShardReport
 from latentmill.runners.local import run_local
 from latentmill.stages import EncoderSpec
+from latentmill.supervising import killed_before
 from latentmill.worker import Part, Task, Unit
 
 _WHOLE = 256  # images that a shard must be a multiple of, at most
@@ -196,7 +197,7 @@ def _execute(jobs: Sequence[tuple[Job, Begun]], run: Runner) -> float:
         return 0.0
     parts = tuple(job.part(begun.plan) for job, begun, _ in left if begun.plan is not None)
     workers = min(job.workers for job, _, _ in left)
-    apart = workers > 1 or run is not run_local  # in processes of their own
+    apart = workers > 1 or run is not run_local or killed_before() is not None  # in processes of their own
     units = units_of(parts, [begun.todo for _, begun, _ in left], workers + (apart and workers == 1))
     if apart:
         close_models([job for job, _ in jobs])  # each process loads its own

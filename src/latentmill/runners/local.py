@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import signal
@@ -20,24 +19,25 @@ from latentmill.devices import show_only
 from latentmill.errors import LatentmillError
 from latentmill.runners.scheduler import Death, schedule
 from latentmill.runners.work import Message, Order, work
+from latentmill.supervising import die_with, killed_before, told_ending
 from latentmill.system import share_memory
 from latentmill.worker import Emit, Task, Unit, run_units
 
 _POLL_SECONDS = 0.5
 _JOIN_SECONDS = 5.0
-_PR_SET_PDEATHSIG = 1
 
 
 def run_local(task: Task, units: Sequence[Unit], workers: int, emit: Emit) -> None:
     """Run `units` with at most `workers` processes (1: this one). Raises the first failure of any of them.
 
     A process that dies is replaced (see `scheduler`); in this process, an image that kills it kills the job: a job that
-    asked for several has none of its units run here, be there only one of them.
+    asked for several has none of its units run here, be there only one of them. Nor has one whose process was killed
+    before (see `supervising`).
     """
-    if workers <= 1:
+    if workers <= 1 and killed_before() is None:
         run_units(task, units, emit)
         return
-    workers = min(workers, len(units))
+    workers = max(1, min(workers, len(units)))
     schedule(task, units, workers, emit, _Processes(task.shared(workers), workers))
 
 
@@ -114,7 +114,7 @@ class _Processes:
             member.process.kill()
             member.process.join()
             member.pipe.close()
-            yield number, Death(_ending(member.process.exitcode))
+            yield number, Death(told_ending(member.process.exitcode))
 
     def answer(self, worker: int, order: Order | None) -> None:
         if worker in self.members:
@@ -128,15 +128,6 @@ class _Processes:
         for member in self.members.values():
             member.process.join(_JOIN_SECONDS)
             member.pipe.close()
-
-
-def _ending(code: int | None) -> str:
-    if code is not None and code >= 0:
-        return f"the process ended with exit code {code}"
-    if code == -getattr(signal, "SIGKILL", 9):
-        return "the process was killed by signal 9 (SIGKILL), most likely for want of memory"
-    names = {int(each): each.name for each in signal.Signals}
-    return f"the process was killed by signal {-(code or 0)} ({names.get(-(code or 0), 'of no name')})"
 
 
 class _Pipe:
@@ -170,7 +161,7 @@ def _work(task: Task, pipe: Connection[Any, Any], parent: int, device: str, work
     """A worker process: works until there is nothing left to do, and dies when its parent does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _die_with_parent()
+    die_with(parent)
     show_only(device)
     share_memory(workers)
     work(task, _Pipe(pipe, parent))
@@ -179,8 +170,3 @@ def _work(task: Task, pipe: Connection[Any, Any], parent: int, device: str, work
 def _check_parent(parent: int) -> None:
     if os.getppid() != parent:
         os._exit(1)
-
-
-def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -7,6 +7,7 @@ the one that kills it again gives what `lost` makes of it. Processes die with th
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,6 +17,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from latentmill.runners import local
+from latentmill.supervising import die_with
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -97,7 +99,7 @@ class _Pool:
 def _begin() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    local._die_with_parent()
+    die_with(os.getppid())
 
 
 def _all(function: Callable[[Item], Result], items: list[Item]) -> list[Result]:
