@@ -15,6 +15,7 @@ def installed_version(name: str) -> str | None:
         found = distribution(name)
     except PackageNotFoundError:
         return None
-    headers = (found.read_text("METADATA") or "").partition("\n\n")[0]
-    told = (line for line in headers.splitlines() if line.startswith(_FIELD))
-    return next((line.removeprefix(_FIELD).strip() for line in told), found.version)
+    for line in (found.read_text("METADATA") or "").partition("\n\n")[0].splitlines():
+        if line.startswith(_FIELD):
+            return line.removeprefix(_FIELD).strip()
+    return found.version
