@@ -99,7 +99,7 @@ def process(*command: object) -> Took:
 
 
 def latentmill(*arguments: object) -> Took:
-    return process(sys.executable, "-m", "latentmill.cli", *arguments)
+    return process(sys.executable, "-m", "latentmill", *arguments)
 
 
 def reference(*arguments: object) -> Took:

@@ -49,7 +49,9 @@ static int read_parts(int file, off_t at, const Py_buffer *head, const Py_buffer
 }
 
 static int read_whole(const char *path, const Py_buffer *head, const Py_buffer *out) {
-    int file = open(path, O_RDONLY | O_CLOEXEC);
+    int file;
+    do file = open(path, O_RDONLY | O_CLOEXEC);
+    while (file < 0 && errno == EINTR);
     if (file < 0) return FAILED;
     int found = read_parts(file, 0, head, out, 1), why = errno;
     close(file);

@@ -241,7 +241,8 @@ class Photos:
 
 def in_process(*arguments: object, app: typer.Typer = app) -> Any:
     """What a command prints, and its exit code, without a process of its own."""
-    before = signal.getsignal(signal.SIGTERM)
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    signal.signal(signal.SIGTERM, before)
+    for each, handler in before.items():
+        signal.signal(each, handler)
     return result

@@ -37,7 +37,7 @@ TINY_VAE = DATA / "models" / "tiny-vae"
 
 def command(*arguments: object) -> list[str]:
     """The command line of `latentmill` with these arguments."""
-    return [sys.executable, "-m", "latentmill.cli", *map(str, arguments)]
+    return [sys.executable, "-m", "latentmill", *map(str, arguments)]
 
 
 def cli(*arguments: object, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -53,10 +53,11 @@ def cli_here(*arguments: object) -> subprocess.CompletedProcess[str]:
 
     from latentmill.cli import app
 
-    before = signal.getsignal(signal.SIGTERM)
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
     line = list(map(str, arguments))
     result = CliRunner().invoke(app, line)
-    signal.signal(signal.SIGTERM, before)
+    for each, handler in before.items():
+        signal.signal(each, handler)
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return subprocess.CompletedProcess(line, result.exit_code, result.stdout, result.stderr)
 
@@ -106,7 +107,7 @@ def without_columns(dataset: Path) -> Path:
 # processes that are killed
 
 CAN_FORK = sys.platform == "linux"
-_SMALL_SHARDS = "import latentmill.job as job; job.SHARD_SECONDS = 1e-9; from latentmill.cli import main; main()"
+_SMALL_SHARDS = "import latentmill.job as job; job.SHARD_SECONDS = 1e-9; from latentmill.__main__ import main; main()"
 
 
 def command_of_small_shards(*arguments: object) -> list[str]:

@@ -154,7 +154,7 @@ def command(data: Data, dest: Path, job: Job) -> list[str]:
     """The command line of a job in shards of one batch, without a model."""
     code = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import fake_text; fake_text.install(); "
-        "import latentmill.job as job; job.SHARD_SECONDS = 1e-9; from latentmill.cli import main; main()"
+        "import latentmill.job as job; job.SHARD_SECONDS = 1e-9; from latentmill.__main__ import main; main()"
     )
     own = ["--vae", "fake", "--resolution", "64", "--multi-scale", "--buckets", "grid:16", "--batch-size", "3"]
     if job is run_text:

@@ -173,4 +173,4 @@ def test_near_words() -> None:
 def test_the_command_line_is_python_m_too() -> None:
     done = subprocess.run([sys.executable, "-m", "latentmill", "--version"], capture_output=True, text=True, timeout=60)
     assert done.stdout.startswith("latentmill ")
-    assert command("x")[1:3] == ["-m", "latentmill.cli"]
+    assert command("x")[1:3] == ["-m", "latentmill"]

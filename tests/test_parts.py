@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -110,3 +114,27 @@ def test_the_compiled_call_refuses_a_long_head_and_keeps_no_handle(tmp_path: Pat
         for out in (904, 903):
             read_file(str(tmp_path / "a"), bytes(4096), bytearray(out))
         assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+def test_a_signal_while_a_file_is_opened_is_no_error(form: tuple, tmp_path: Path) -> None:
+    """A pipe's opening waits for its other end; it is opened in the end, but nothing of it has a place."""
+    path, caller, ends = tmp_path / "pipe", threading.get_ident(), list[int]()
+    os.mkfifo(path)
+
+    def disturb() -> None:
+        time.sleep(0.2)
+        signal.pthread_kill(caller, signal.SIGUSR1)
+        time.sleep(0.1)
+        ends.append(os.open(path, os.O_RDWR))
+
+    before = signal.signal(signal.SIGUSR1, lambda *_: None)
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    try:
+        with pytest.raises(OSError) as told:
+            form[0](str(path), HEAD, bytearray(3))
+    finally:
+        thread.join()
+        os.close(ends.pop())
+        signal.signal(signal.SIGUSR1, before)
+    assert told.value.errno == errno.ESPIPE

@@ -19,7 +19,7 @@ from latentmill.errors import DestinationError
 from latentmill.files import digest_lines
 from latentmill.manifest import Kept, Plan, current_plan
 from latentmill.matching import match_by_digest, match_by_key
-from latentmill.planning import ShardSize, Update, listing_digest, write_plan
+from latentmill.planning import ShardSize, Update, cut_shards, listing_digest, write_plan
 from latentmill.records import Geometry, Listing, Outcome, SampleRef, ShardReport, StoredFile
 from latentmill.stages import Batching
 from support import contents, make_photos
@@ -116,14 +116,37 @@ def test_the_ledger_reads_in_order_of_the_listing(
 def test_the_last_shards_of_several_workers_are_small(count: int, images: int, batch: int, workers: int) -> None:
     refs = [SampleRef(number, f"{number:03d}.png", "x") for number in range(count)]
     with TemporaryDirectory() as folder:
-        size = ShardSize(images, total=count, workers=workers)
+        size = ShardSize(images, workers=workers)
         plan = written(Path(folder), listing_of(refs), ByCount(batch), size)
         assert [ref for shard in range(len(plan.shards)) for ref in plan.refs(shard)] == refs
     done = 0
     for _, samples in plan.shards:
-        assert samples <= min(images, (count - done) / (2 * workers)) + batch
+        assert samples < min(images, (count - done) / (2 * workers) + 1) + batch
         done += samples
     assert plan.shards[-1][1] <= batch
+
+
+def batches_of(size: int, count: int) -> list[tuple[int, int, float]]:
+    return [(start, min(size, count - start), 1.0) for start in range(0, count, size)]
+
+
+@pytest.mark.parametrize(("count", "workers", "sizes"), [(9999, 4, (16, 64)), (9999, 2, (32, 64)), (999, 3, (8, 8))])
+def test_shards_of_jobs_whose_batches_differ_begin_at_the_same_samples(
+    count: int, workers: int, sizes: tuple[int, int]
+) -> None:
+    step = max(sizes)
+    first, second = (
+        cut_shards(batches_of(size, count), count, ShardSize(1024, workers=workers, step=step)) for size in sizes
+    )
+    assert first == second
+    assert max(samples for _, samples in first) < count / (2 * workers) + 1 + step
+    assert first[-1][1] <= step
+
+
+def test_a_shard_ends_by_what_it_costs() -> None:
+    batches = [(number, 2, cost) for number, cost in enumerate((5.0, 5.0, 1.0, 1.0, 20.0, 1.0))]
+    assert cut_shards(batches, 12, ShardSize(100, cost=8)) == [(0, 4), (2, 6), (5, 2)]
+    assert cut_shards([], 0, ShardSize(1)) == []
 
 
 # what makes a plan another one

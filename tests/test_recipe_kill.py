@@ -112,7 +112,7 @@ def test_killed_for_good_with_a_model(memory: Path) -> None:
         "buckets": {**GRID, "model": "mini", "batch_size": 4},
     }
     path = recipe_file(memory / "recipe.toml", photos, outputs)
-    code = "import latentmill.job as job; job.SHARD_SECONDS = 1e-9; from latentmill.cli import main; main()"
+    code = "import latentmill.job as job; job.SHARD_SECONDS = 1e-9; from latentmill.__main__ import main; main()"
     arguments = [sys.executable, "-c", code, "run", str(path)]
 
     def committed() -> list[Path]:

@@ -109,3 +109,19 @@ def test_no_result_is_held_once_the_next_is_asked_for(threads: int) -> None:
         assert next(results) is not None
         assert wait_until(lambda: len(alive) <= (1 if threads else 0), 10)
     results.close()  # type: ignore[attr-defined]
+
+
+def test_who_has_room_since_a_larger_item_came_is_told() -> None:
+    room = Room(2, least=1)
+    first, second = Share(room, 1), Share(room, 2)
+    first.add(10)
+    threads = [threading.Thread(target=share.add, args=(size,)) for share, size in ((first, 50), (second, 100))]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.05)
+    try:
+        assert wait_until(lambda: (first.held, second.held) == (60, 100), 10)
+    finally:
+        room.close()
+        for thread in threads:
+            thread.join()

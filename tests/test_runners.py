@@ -21,6 +21,7 @@ from latentmill.errors import LatentmillError, SampleError, TooManyFailuresError
 from latentmill.loading import Decoded, ImageLoad
 from latentmill.manifest import Plan
 from latentmill.records import Encoded, Outcome, Progress, Sample, SampleRef, ShardReport
+from latentmill.runners import tasks
 from latentmill.runners.local import run_local
 from latentmill.runners.scheduler import Death, schedule
 from latentmill.runners.work import Ask, Message, Order, Told
@@ -509,3 +510,30 @@ def test_rejects_that_are_expected_are_not_those_of_shards_that_are_done(photos:
 
     schedule(task_for(photos, tmp_path / "out"), [((0, 1),)], 1, emit, crew)
     assert max(rejected) == rejected[-1] == 2
+
+
+def _leave_a_process_behind(note: Path) -> None:
+    """Begin one, which does nothing before this one has ended: after it has told its number."""
+    parent = os.getpid()
+
+    def wait(*_: object) -> None:
+        note.write_text(str(os.getpid()))
+        wait_until(lambda: os.getppid() != parent)
+
+    tasks.signal.signal = wait  # type: ignore[assignment]
+    tasks._Pool(1).submit(abs, [1])
+    wait_until(lambda: note.exists() and note.read_text() != "")
+    os._exit(0)
+
+
+@pytest.mark.usefixtures("forked")
+def test_a_process_that_begins_after_its_parents_end_ends(tmp_path: Path) -> None:
+    process = multiprocessing.get_context("fork").Process(target=_leave_a_process_behind, args=(tmp_path / "note",))
+    process.start()
+    process.join(30)
+    orphan = int((tmp_path / "note").read_text())
+    try:
+        assert wait_until(lambda: not running(orphan), 10)
+    finally:
+        if running(orphan):
+            os.kill(orphan, signal.SIGKILL)

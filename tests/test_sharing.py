@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Callable
 
 import numpy as np
@@ -11,8 +12,9 @@ from PIL import Image
 
 from latentmill import decoding
 from latentmill.decoding import decode
-from latentmill.loading import Decoded, ImageLoad
+from latentmill.loading import Decoded, DecodeImage, ImageLoad
 from latentmill.records import Array, Sample, SampleRef
+from latentmill.room import Room, Share
 from latentmill.sharing import Loading, Place, Reused, Wanted
 from latentmill.transforms.crop import CROPS
 
@@ -142,3 +144,56 @@ def test_the_bytes_of_pixels_are_told_before_they_are_decoded(extension: str, kn
     told = decoding.decoded_bytes(file.getvalue())
     assert told == (decode(file.getvalue())[0].nbytes if known else 0)
     assert decoding.decoded_bytes(file.getvalue()[:20]) == 0
+
+
+class NotedShare(Share):
+    """Notes what it is told; nothing is held up."""
+
+    def __init__(self, room: Room, number: int = 0) -> None:
+        super().__init__(room, number)
+        self.added: list[int] = []
+        self.kept: list[int] = []
+
+    def add(self, size: int) -> None:
+        self.added.append(size)
+        super().add(size)
+
+    def set(self, size: int) -> None:
+        self.kept.append(size)
+        super().set(size)
+
+
+def test_a_photo_of_more_pixels_than_may_be_decoded_takes_no_room() -> None:
+    photos = Photos(ImageLoad("none", None, "ignore", "drop", None, max_pixels=64 * 48), [(64, 48), (64, 49)])
+    photos.data.append(b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sIIBBBBB", 13, b"IHDR", 2**31, 2**31, 8, 2, 0, 0, 0))
+    for number, pixels in enumerate([3 * 64 * 48, 0, 0]):
+        share = NotedShare(Room(1))
+        Loading([photos], reuse=False)(photos.wanted(number), share)
+        assert share.added[0] == len(photos.data[number]) + pixels
+
+
+def test_bytes_that_were_not_counted_make_no_room() -> None:
+    """The photo that is waited for is loaded though there is no room."""
+    photos = Photos(ImageLoad("center-crop", (16, 16), "ignore", "drop", None), [(64, 48)])
+    room = Room(1, least=1)
+    Share(room, 1).add(10**6)
+    share = NotedShare(room)
+    Loading([photos], reuse=False)(photos.wanted(0), share)
+    assert share.kept == [0, 3 * 16 * 16]
+
+
+def test_a_decode_of_a_plug_in_is_given_the_bytes_alone() -> None:
+    class Inverted(DecodeImage):
+        def __call__(self, data: bytes) -> Decoded:  # type: ignore[override]
+            return Decoded(255 - decode(data)[0], ())
+
+    class InvertedLoad(ImageLoad):
+        @property
+        def decode(self) -> DecodeImage:
+            return Inverted(self.exif, self.alpha, self.max_pixels)
+
+    photos = Photos(InvertedLoad("none", None, "ignore", "drop", None), [(64, 48)])
+    for share in (None, Share(Room(1), 0)):
+        ((_, sample),) = Loading([photos], reuse=True)(photos.wanted(0), share)
+        assert isinstance(sample, Sample)
+        np.testing.assert_array_equal(sample.array, 255 - decode(photos.data[0])[0])

@@ -122,6 +122,47 @@ def test_the_work_ends_with_its_parent(photos: Path, tmp_path: Path) -> None:
     assert wait_until(lambda: not running(child), 10)
 
 
+def test_overwriting_is_not_begun_anew(photos: Path, tmp_path: Path) -> None:
+    dest, calm = tmp_path / "out", tmp_path / "calm" / "out"
+    for place in (dest, calm):
+        latentmill.convert(photos, place, **CROP, batch_size=BATCH, num_workers=1)
+    before = (dest / "latentmill-index.jsonl").stat().st_ctime_ns
+    with started(program("convert", photos, dest, "--overwrite", before=_SLOW)) as process:
+        child = child_of(process)
+        assert wait_until(lambda: len(ledger(dest)) >= 6)
+        kept = {path: path.stat().st_ino for path in dest.glob("0*/*.png")}
+        os.kill(child, signal.SIGKILL)
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert "going on: " in output
+    assert len(kept) >= 6 * BATCH
+    assert {path: path.stat().st_ino for path in kept} == kept
+    assert contents(dest, data_only=True) == contents(calm, data_only=True)
+    assert (dest / "latentmill-index.jsonl").stat().st_ctime_ns != before
+
+
+def test_stopped_it_is_not_begun_again_even_if_it_crashes_on_its_way_out(photos: Path, tmp_path: Path) -> None:
+    before = f"import atexit, os; atexit.register(os.abort); {_SLOW}"
+    with started(program("convert", photos, tmp_path / "out", before=before)) as process:
+        assert wait_until(lambda: len(ledger(tmp_path / "out")) >= 2)
+        process.send_signal(signal.SIGTERM)
+        output, errors = process.communicate(timeout=30)
+    assert process.returncode == -signal.SIGABRT
+    assert "Going on" not in output + errors
+    assert errors.count("stopped. ") == 1
+
+
+def test_where_the_end_of_children_is_not_told(photos: Path, tmp_path: Path) -> None:
+    ignoring = ["sh", "-c", "trap '' CHLD; exec \"$@\"", "sh", *program("convert", photos, tmp_path / "out")]
+    assert subprocess.run(ignoring, capture_output=True, timeout=60).returncode == 0
+    assert (tmp_path / "out" / "latentmill.json").is_file()
+
+
+def test_without_an_output_to_write_to(photos: Path, tmp_path: Path) -> None:
+    closed = ["sh", "-c", 'exec "$@" >&- 2>&-', "sh", *program("convert", photos, tmp_path / "out")]
+    assert subprocess.run(closed, timeout=60).returncode == 0
+
+
 def test_a_death_of_its_own_wish_is_handed_up(tmp_path: Path) -> None:
     before = "import os, latentmill.cli as cli; cli.main = lambda: os.kill(os.getpid(), 15)"
     with started(program("convert", tmp_path, tmp_path / "out", before=before)) as process:
@@ -134,9 +175,13 @@ def test_other_commands_have_one_process(monkeypatch: pytest.MonkeyPatch) -> Non
         raise AssertionError("forked")
 
     monkeypatch.setattr(os, "fork", fork)
+    monkeypatch.setattr(sys, "gettrace", lambda: None)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     for command in ("doctor", "models", "--help", "report"):
-        monkeypatch.setattr(sys, "argv", ["latentmill", command])
-        supervising.supervise()
+        supervising.supervise([command, "convert"])
+    with pytest.raises(AssertionError, match="forked"):
+        supervising.supervise(["convert"])
+    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     assert supervising.killed_before() is None
 
 

@@ -12,7 +12,7 @@ from latentmill.supervising import supervise
 
 def main() -> None:
     """The command line. A command turns the collector on again, as it begins."""
-    supervise()
+    supervise(sys.argv[1:])
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # to look for some takes longer than all models
     gc.disable()
     from latentmill.cli import main as run
@@ -31,8 +31,8 @@ def _leave(code: object) -> None:
         return
     atexit._run_exitfuncs()
     try:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
     except (OSError, ValueError):  # nobody reads any more, which Python tells in its own way
         return
     os._exit(code or 0)

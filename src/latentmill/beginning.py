@@ -20,6 +20,7 @@ from latentmill.destination import (
     refuse_untied,
     sweep,
     tie,
+    to_clear,
 )
 from latentmill.errors import DestinationError, SettingsChangedError
 from latentmill.files import remove_empty_folders, remove_tree
@@ -41,7 +42,7 @@ Asked = Callable[[], str]  # the digest of what is listed and wanted, which take
 def begin(job: Job, listing: Listing) -> Begun:
     """What is to be done, planned, under the job's lock. Raises LatentmillError."""
     started = time.monotonic()
-    if job.overwrite or any(map(being_cleared, job.places)):
+    if to_clear(job.overwrite, *job.places) or any(map(being_cleared, job.places)):
         clear(job.places)
     plan = current_plan(job.primary.work)
     if plan is not None:

@@ -38,6 +38,7 @@ from latentmill.formats.metadata import (
 )
 from latentmill.formats.repa import ImageLayout, LatentLayout
 from latentmill.manifest import current_plan
+from latentmill.supervising import cleared_before, note_cleared
 
 _LOCK_SECONDS = 10.0
 _SHOWN_ENTRIES = 3  # of a folder that is refused
@@ -145,6 +146,11 @@ def drop_changed_empty_caption(place: Container, metadata: Metadata) -> None:
             (place.path / metadata.text.empty).unlink(missing_ok=True)
 
 
+def to_clear(overwrite: bool, *places: Container) -> bool:
+    """Whether places are to be made anew that a person said to: not once more, where a killed command goes on."""
+    return overwrite and not all(cleared_before(place.path) for place in places)
+
+
 def being_cleared(place: Container) -> bool:
     """Whether a run was cut off while it cleared this destination."""
     return (place.work / _CLEARING).exists()
@@ -163,6 +169,8 @@ def clear(places: Sequence[Container]) -> None:
             sweep(place, keep=(_LOCK, _CLEARING))
     for place in places:
         (place.work / _CLEARING).unlink()
+    for place in places:
+        note_cleared(place.path)
 
 
 def sweep(place: Container, keep: Sequence[str] = (_LOCK,)) -> None:

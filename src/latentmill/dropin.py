@@ -10,6 +10,7 @@ import typer
 
 from latentmill.guard import run_job
 from latentmill.options import Transform
+from latentmill.supervising import supervise
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -53,4 +54,5 @@ def encode(
 def dataset_tools() -> None:
     """Run the drop-in's command line."""
     sys.argv[0] = "dataset_tools.py"
+    supervise(sys.argv[1:])
     app()

@@ -11,6 +11,7 @@ import typer
 
 from latentmill.errors import ConfigError, LatentmillError
 from latentmill.guard import feature_shown, guarded, run_recipes
+from latentmill.supervising import supervise
 
 if TYPE_CHECKING:
     from latentmill.recipe import Recipe
@@ -135,4 +136,5 @@ def _needed(options: dict[str, Any], name: str, job: str) -> Any:
 def extract_features() -> None:
     """Run the drop-in's command line."""
     sys.argv[0] = "extract_features.py"
+    supervise(["pixart"])
     app()

@@ -14,6 +14,9 @@ result     what the command came to; of a job: dest, stored, rejected, skipped, 
            rejects (a file), already_done
 error      text, type (of latentmill.errors); of a wrong command line: usage
 end        exit_code, seconds: always the last
+
+A command whose process was killed, and that goes on in another, tells a second start and a warning; one that is killed
+for good tells no end.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 ShownAs = Callable[[str], tuple[str, str]]
 EXIT_FOUND, EXIT_FAILED, EXIT_REJECTS, EXIT_STOPPED = 1, 2, 3, 130
+_STOPS = signal.SIGINT, signal.SIGTERM
 _BLAS = "OPENBLAS_NUM_THREADS"
 _GOES_ON = "What is committed stays; run the same command again to go on"
 _BEGINS_ANEW = "Nothing was written; the same command begins anew"
@@ -129,14 +130,15 @@ def guarded(work: Callable[[], int], commits: bool = True) -> None:
     """
 
     def stop(signum: int, frame: FrameType | None) -> None:
+        for again in _STOPS:  # the way out is short; a second one would only garble it
+            signal.signal(again, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, stop)
+    for number in _STOPS:
+        signal.signal(number, stop)
     try:
         code = work()
     except KeyboardInterrupt:
-        for again in (signal.SIGINT, signal.SIGTERM):  # the way out is short; a second one would only garble it
-            signal.signal(again, signal.SIG_IGN)
         stopped = "stopped. " + (_GOES_ON if commits else _BEGINS_ANEW)
         err.print(stopped)
         emit("error", type="Stopped", text=stopped)

@@ -28,7 +28,6 @@ from latentmill.worker import Output, Part
 
 SHARD_SECONDS = 20.0  # a kill costs at most this much of each worker's time, and the commit that was under way
 _MAX_SHARD_IMAGES = 1024  # a worker holds the outcomes of one shard
-_SHARDS_PER_WORKER = 2  # at least; the last ones are smaller, so that all workers end together
 _PROBE_IMAGES = 8
 
 
@@ -104,13 +103,11 @@ class Job:
     def shard_size(self, listing: Listing) -> ShardSize:
         """About SHARD_SECONDS of measured work a shard, and some shards for every worker."""
         seconds = max(self.measure(self.encoder, listing.spread(_PROBE_IMAGES)), 1e-6)
-        by_workers = -(-listing.count // (self.workers * _SHARDS_PER_WORKER)) if self.workers > 1 else listing.count
-        images = min(by_workers, _MAX_SHARD_IMAGES)
         if self.batching.sorts:
-            return ShardSize(images, SHARD_SECONDS / seconds)
+            return ShardSize(_MAX_SHARD_IMAGES, SHARD_SECONDS / seconds, self.workers)
         batch = math.lcm(self.batch_size, self.whole)
-        batches = min(images, int(SHARD_SECONDS / seconds)) // batch
-        return ShardSize(max(1, batches) * batch, total=listing.count, workers=self.workers)
+        batches = min(_MAX_SHARD_IMAGES, int(SHARD_SECONDS / seconds)) // batch
+        return ShardSize(max(1, batches) * batch, workers=self.workers, step=batch)
 
     def part(self, plan: Plan) -> Part:
         """What workers are to do."""

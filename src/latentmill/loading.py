@@ -50,8 +50,9 @@ class DecodeImage:
         return Decoded(*decode_reduced(data, self.reduction, self.exif, self.alpha, self.max_pixels, memory))
 
     def needs(self, data: bytes) -> int:
-        """Bytes of the pixels; 0 where that cannot be told quickly."""
-        return decoded_bytes(data, self.reduction)
+        """Bytes of the pixels; 0 where that cannot be told quickly, and where they are too many to be decoded."""
+        size = decoded_bytes(data, self.reduction)
+        return size if size <= 3 * self.max_pixels else 0
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from latentmill.batching import ByCount
 from latentmill.beginning import begin
 from latentmill.config_types import LOCAL, RAY
-from latentmill.destination import stored_fingerprint
+from latentmill.destination import stored_fingerprint, to_clear
 from latentmill.errors import LatentmillError, TooManyFailuresError
 from latentmill.files import counted
 from latentmill.job import Begun, Job
@@ -127,7 +127,8 @@ def _share_time(jobs: Sequence[Job]) -> None:
     if len(jobs) < 2 or all(job.workers > 1 and job.encoder is None for job in jobs):
         return
     own = [job.measure for job in jobs]
-    new = [number for number, job in enumerate(jobs) if job.overwrite or not stored_fingerprint(job.primary)]
+    begun = [not to_clear(job.overwrite, job.primary) and bool(stored_fingerprint(job.primary)) for job in jobs]
+    new = [number for number, there in enumerate(begun) if not there]
     seconds: dict[int, float] = {}
 
     def of(number: int, refs: list[SampleRef]) -> float:

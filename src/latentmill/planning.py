@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from array import array
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
@@ -84,20 +85,32 @@ class Update:
 class ShardSize:
     """A shard ends before the batch that would begin at `images` samples or `cost` (see `stages.Batching`) or more.
 
-    Where several workers share `total` samples, shards get smaller towards the end, so that all of them end together: a
-    shard has at most half of what is then left for each.
+    Where several workers share the work, shards get smaller towards its end, so that all of them end together: a shard
+    has half of what is then left for each, rounded up to a multiple of `step`.
     """
 
     images: int
     cost: float = math.inf
-    total: int = 0
     workers: int = 1
+    step: int = 1
 
-    def after(self, samples: int) -> float:
-        """The most samples of the shard that begins after so many; its last batch may reach beyond."""
-        if self.workers == 1:
-            return self.images
-        return min(self.images, max(0, self.total - samples) / (2 * self.workers))
+    def of(self, left: int) -> int:
+        """The samples after which a shard ends that begins with so many left; its last batch may reach beyond."""
+        most = self.images if self.workers == 1 else min(self.images, -(-left // (2 * self.workers)))
+        return -(-max(1, most) // self.step) * self.step
+
+
+def cut_shards(batches: Iterable[tuple[int, int, float]], samples: int, size: ShardSize) -> list[tuple[int, int]]:
+    """Whole batches in shards: where each begins, and its samples. batches: likewise, and their costs; in order."""
+    shards: list[tuple[int, int]] = []
+    filled, spent, most, left = 0, 0.0, 0, samples
+    for begins, count, cost in batches:
+        if not shards or filled >= most or spent >= size.cost:
+            shards.append((begins, 0))
+            filled, spent, most = 0, 0.0, size.of(left)
+        filled, spent, left = filled + count, spent + cost, left - count
+        shards[-1] = (shards[-1][0], filled)
+    return shards
 
 
 def write_plan(
@@ -142,7 +155,7 @@ def write_plan(
         layouts=layouts,
         classes=listing.classes,
         sorted=batching.sorts,
-        shards=writer.shards,
+        shards=writer.shards(),
     )
     changes = Changes(plan.images, writer.kept, writer.rename, writer.drop, writer.redo)
     if update is not None and not update.accept(changes, source):
@@ -156,15 +169,13 @@ def write_plan(
 
 
 class _PlanWriter:
-    """Counts while a plan is written, and cuts what is to be computed into shards of whole batches."""
+    """Counts while a plan is written; cuts what is to be computed into shards once it is known how much that is."""
 
     def __init__(self, batching: Batching, shard_size: Callable[[], ShardSize], update: Update | None) -> None:
         self.batching, self.update = batching, update
         self._ask_shard_size = shard_size
-        self.shards: list[tuple[int, int]] = []
+        self.begins, self.counts, self.costs = array("q"), array("q"), array("d")  # of the batches
         self.offset = self.listed = self.kept = self.rename = self.drop = self.redo = 0
-        self.cost = self.most = 0.0
-        self.placed = 0
         self.dropped_key = ""
         self.computed: set[str] = set()  # keys, in an update until anything is kept
         self._digest = LineDigest()
@@ -202,15 +213,21 @@ class _PlanWriter:
 
     def compute(self, ref: SampleRef, first: bool) -> bytes:
         line = _planned_line(ref, first)
-        size = self.shard_size  # at the first sample too: measuring may refuse the job, and as yet there is no plan
-        if not self.shards or (first and (self.shards[-1][1] >= self.most or self.cost >= size.cost)):
-            self.shards.append((self.offset, 0))
-            self.cost, self.most = 0.0, size.after(self.placed)
-        self.placed += 1
-        self.shards[-1] = (self.shards[-1][0], self.shards[-1][1] + 1)
-        self.cost += self.batching.cost(ref)
+        if first or not self.begins:
+            self.shard_size  # noqa: B018 - measuring may refuse the job, and as yet there is no plan
+            self.begins.append(self.offset)
+            self.counts.append(0)
+            self.costs.append(0.0)
+        self.counts[-1] += 1
+        self.costs[-1] += self.batching.cost(ref)
         self.offset += len(line)
         return line
+
+    def shards(self) -> list[tuple[int, int]]:
+        if not self.begins:
+            return []
+        batches = zip(self.begins, self.counts, self.costs, strict=True)
+        return cut_shards(batches, sum(self.counts), self.shard_size)
 
     def _discard(self, old: Kept) -> bytes:
         self.drop += 1

@@ -64,6 +64,7 @@ class Room:
         with self._changed:
             if not share.begun:
                 share.begun, self._largest = True, max(self._largest, size)
+                self._changed.notify_all()  # there may be more room now
             self._waiting.add(share.number)
             self._changed.wait_for(lambda: self._may(share.number, size))
             self._waiting.remove(share.number)

@@ -116,7 +116,7 @@ class SharedImage:
         found = next((result for known, result in self._decoded if known == decode), None)
         if found is None:
             try:
-                found = self._pixels(decode) if isinstance(decode, DecodeImage) else decode(self._bytes)
+                found = self._pixels(decode) if type(decode) is DecodeImage else decode(self._bytes)
             except SampleError as error:
                 found = error
             self._decoded.append((decode, found))
@@ -134,10 +134,10 @@ class SharedImage:
     def _pixels(self, decode: DecodeImage) -> object:
         if self._share is None:
             return decode(self._bytes, self._memory)
-        size = len(self._bytes)
+        size, before = len(self._bytes), self._share.held
         self._share.add(size + decode.needs(self._bytes))
         found = decode(self._bytes, self._memory)
-        self._share.set(self._share.held - size)
+        self._share.set(max(before, self._share.held - size))  # what did not fit was never counted
         return found
 
 

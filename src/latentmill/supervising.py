@@ -12,41 +12,77 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
 
-SUPERVISED = frozenset({"convert", "encode", "decode", "pixart", "run"})
+SUPERVISED = frozenset({"convert", "encode", "decode", "pixart", "run"})  # what commits as it goes
 _KILLS = ("SIGKILL", "SIGSEGV", "SIGBUS", "SIGABRT", "SIGILL", "SIGFPE")  # what a process does not wish for itself
 _HANDED_ON = ("SIGINT", "SIGTERM", "SIGHUP")
-_PR_SET_PDEATHSIG = 1
 _EXIT_FAILED = 2  # as `guard` has it, which is not imported here
-_SI_KERNEL = 0x80  # a terminal tells all of its processes itself
+_PR_SET_PDEATHSIG = 1
+_SHOW_CURSOR = "\x1b[?25h"
 
-_killed: int | None = None  # the signal that ended the process before this one
+
+@dataclass
+class _Command:
+    """killed: the signal that ended the process before this one. cleared: descriptor of a file in memory, see below."""
+
+    killed: int | None = None
+    cleared: int | None = None
+
+
+_command = _Command()
 
 
 def killed_before() -> int | None:
     """The signal that killed the process that began this command, where this one goes on in its place."""
-    return _killed
+    return _command.killed
 
 
-def supervise() -> None:
-    """Return in a process that does the work, twice at most; this one waits, and ends as that does."""
-    global _killed
-    if sys.platform != "linux" or not SUPERVISED.intersection(sys.argv[1:2]) or sys.gettrace() or sys.getprofile():
+def note_cleared(place: Path) -> None:
+    """For a process that may take this one's place: `--overwrite` has removed what was there."""
+    if _command.cleared is not None:
+        os.write(_command.cleared, os.fsencode(place.absolute()) + b"\0")
+
+
+def cleared_before(place: Path) -> bool:
+    """Whether this command has cleared a destination before it was killed: what is there now is its own work."""
+    if _command.cleared is None or _command.killed is None:
+        return False
+    noted = os.pread(_command.cleared, os.fstat(_command.cleared).st_size, 0)
+    return os.fsencode(place.absolute()) in noted.split(b"\0")
+
+
+def supervise(words: Sequence[str]) -> None:
+    """Return in a process that does the work, twice at most; this one waits, and ends as that does.
+
+    words: of the command line, the command first. Any command but those that are supervised returns at once.
+    """
+    if sys.platform != "linux" or not SUPERVISED.intersection(words[:1]) or sys.gettrace() or sys.getprofile():
         return
     watched = {signal.SIGCHLD, *(signal.Signals[name] for name in _HANDED_ON)}
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, nobody is told of a child's end
     before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
+    _command.cleared = os.memfd_create("latentmill-cleared")
     parent = os.getpid()
-    code = 0
+    kills = {-signal.Signals[name] for name in _KILLS}
+    code, stopped = 0, False
     for _ in range(2):
         child = os.fork()
         if not child:
             die_with(parent)
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             return
-        code = _ended(child, watched)
-        if code not in {-signal.Signals[name] for name in _KILLS}:
+        code, stopped = _ended(child, watched)
+        if stopped or code not in kills:
             break
-        _killed = -code
+        again = _command.killed is not None
+        _command.killed = -code
+        _show_cursor()
+        if again:
+            _end_killed(code)
     _end_as(code)
 
 
@@ -68,30 +104,49 @@ def told_ending(code: int | None) -> str:
     return f"the process was killed by signal {-(code or 0)} ({names.get(-(code or 0), 'of no name')})"
 
 
-def _ended(child: int, watched: set[signal.Signals]) -> int:
-    """Wait for a child, and hand on what this process is told; gives its exit code, or minus its signal."""
+def _ended(child: int, watched: set[signal.Signals]) -> tuple[int, bool]:
+    """Wait for a child, and hand on what this process is told; its exit code, or minus its signal, and if it was told.
+
+    A terminal and some schedulers tell both: a command minds the first only. Whatever else this process has inherited,
+    as the first of a container does, is reaped on the way.
+    """
+    told = False
     while True:
-        told = signal.sigwaitinfo(watched)
-        if told.si_signo != signal.SIGCHLD:
-            if told.si_code != _SI_KERNEL:
-                os.kill(child, told.si_signo)
+        number = signal.sigwaitinfo(watched).si_signo
+        if number != signal.SIGCHLD:
+            told = True
+            os.kill(child, number)
             continue
-        pid, status = os.waitpid(child, os.WNOHANG)
-        if pid:
-            return os.waitstatus_to_exitcode(status)
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == child:
+                return os.waitstatus_to_exitcode(status), told
+            if not pid:
+                break
 
 
-def _end_as(code: int) -> None:
-    """End this process as a child ended; one that was killed twice with a line on it."""
-    if code >= 0:
-        os._exit(code)
-    if _killed == -code:
+def _show_cursor() -> None:
+    """A bar that was being drawn has hidden it."""
+    if sys.stdout is not None and sys.stdout.isatty():
+        sys.stdout.write(_SHOW_CURSOR)
+        sys.stdout.flush()
+
+
+def _end_killed(code: int) -> NoReturn:
+    memory = ", with a smaller --batch-size, or where there is more memory" if code == -signal.SIGKILL else ""
+    if sys.stderr is not None:
         sys.stderr.write(
             f"error: {told_ending(code)}, for the second time. What is committed stays; run the same command again to "
-            "go on, with a smaller --batch-size, or where there is more memory\n"
+            f"go on{memory}\n"
         )
         sys.stderr.flush()
-        os._exit(_EXIT_FAILED)
+    os._exit(_EXIT_FAILED)
+
+
+def _end_as(code: int) -> NoReturn:
+    """End this process as a child ended."""
+    if code >= 0:
+        os._exit(code)
     signal.signal(-code, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {-code})
     os.kill(os.getpid(), -code)

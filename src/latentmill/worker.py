@@ -66,8 +66,9 @@ class Part:
 class Task:
     """Everything a worker needs, picklable: what `run_units` does is told by this and the units alone.
 
-    Parts are of one source's images, told apart by key. Loading runs two of the largest batches ahead. load_threads: of
-    a machine; see `shared`. devices: one for each process, as `cuda:1`; none where nothing is encoded.
+    Parts are of one source's images, told apart by key. Loading runs ahead as far as its memory allows (see `room`), at
+    most two of the largest batches, or two images for each thread where those are more. load_threads: of a machine; see
+    `shared`. devices: one for each process, as `cuda:1`; none where nothing is encoded.
     alone: no other process writes to the same destinations.
     """
 

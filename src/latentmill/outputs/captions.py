@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from latentmill.batching import ByTokens
 from latentmill.config import CaptionSettings
-from latentmill.destination import stored_fingerprint
+from latentmill.destination import stored_fingerprint, to_clear
 from latentmill.errors import ConfigError, ModelError, SampleError, SettingsChangedError, SourceError
 from latentmill.estimate import announce_output
 from latentmill.files import counted, printable
@@ -42,7 +42,8 @@ _CAPTIONS_AHEAD = 64
 
 def prepare_captions(chosen: CaptionSettings, shared: Shared, tell: Tell) -> list[Prepared]:
     """Everything that can be refused is, and what will be done is told, before the work. Raises LatentmillError."""
-    made_with = {} if chosen.overwrite else stored_fingerprint(FolderContainer(chosen.dest))
+    whole = FolderContainer(chosen.dest)
+    made_with = {} if to_clear(chosen.overwrite, whole) else stored_fingerprint(whole)
     found = shared.captioned(chosen, of_images=False)
     place = feature_folder(chosen.dest, found)
     keys = [row.key for row in found.rows]

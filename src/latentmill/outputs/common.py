@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from latentmill.config import BucketSettings, LatentSettings, OutputSettings
-from latentmill.destination import stored_fingerprint
+from latentmill.destination import stored_fingerprint, to_clear
 from latentmill.devices import encoder_device
 from latentmill.errors import ConfigError, DestinationError, ModelError, SampleError
 from latentmill.formats.containers import Container, FolderContainer, container
@@ -58,7 +58,7 @@ def series(package: str) -> str:
 
 def begun_with(chosen: OutputSettings, *places: Container) -> dict[str, Value]:
     """The settings that the first of these places was begun with: of a variant its own, or else the plain one's."""
-    found = ({} if chosen.overwrite else stored_fingerprint(place) for place in places)
+    found = ({} if to_clear(chosen.overwrite, place) else stored_fingerprint(place) for place in places)
     return next(filter(None, found), {})
 
 

@@ -86,7 +86,7 @@ class _Pool:
 
     def __init__(self, workers: int) -> None:
         context: Any = multiprocessing.get_context(local._start_method())
-        self._own = ProcessPoolExecutor(workers, context, _begin)
+        self._own = ProcessPoolExecutor(workers, context, _begin, (os.getpid(),))
 
     def submit(self, function: Callable[[Item], Result], items: list[Item]) -> Future[list[Result]]:
         with local._without_main():  # processes are started by what is submitted
@@ -96,10 +96,10 @@ class _Pool:
         self._own.shutdown(wait=True, cancel_futures=True)
 
 
-def _begin() -> None:
+def _begin(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    die_with(os.getppid())
+    die_with(parent)
 
 
 def _all(function: Callable[[Item], Result], items: list[Item]) -> list[Result]:
