@@ -11,7 +11,11 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from latentmill import supervising
 from support import make_photos
+
+# Commands that are called in a test's process must not fork it; those in processes of their own are supervised.
+supervising.SUPERVISED = frozenset()
 
 # Two test processes share the cores: a thread of PyTorch that waits for its like would burn what the other needs.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -175,12 +175,17 @@ def test_other_commands_have_one_process(monkeypatch: pytest.MonkeyPatch) -> Non
         raise AssertionError("forked")
 
     monkeypatch.setattr(os, "fork", fork)
+    monkeypatch.setattr(supervising, "SUPERVISED", frozenset({"convert"}))  # which conftest has emptied
     monkeypatch.setattr(sys, "gettrace", lambda: None)
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    monkeypatch.setattr("threading.active_count", lambda: 1)
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     for command in ("doctor", "models", "--help", "report"):
         supervising.supervise([command, "convert"])
     with pytest.raises(AssertionError, match="forked"):
         supervising.supervise(["convert"])
+    monkeypatch.setattr("threading.active_count", lambda: 2)
+    supervising.supervise(["convert"])
     signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     assert supervising.killed_before() is None
 

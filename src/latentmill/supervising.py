@@ -12,6 +12,7 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,9 +59,12 @@ def cleared_before(place: Path) -> bool:
 def supervise(words: Sequence[str]) -> None:
     """Return in a process that does the work, twice at most; this one waits, and ends as that does.
 
-    words: of the command line, the command first. Any command but those that are supervised returns at once.
+    words: of the command line, the command first. Any command but those that are supervised returns at once, and so
+    does a process that has threads, which would not outlive a fork.
     """
     if sys.platform != "linux" or not SUPERVISED.intersection(words[:1]) or sys.gettrace() or sys.getprofile():
+        return
+    if threading.active_count() > 1 or "torch" in sys.modules:
         return
     watched = {signal.SIGCHLD, *(signal.Signals[name] for name in _HANDED_ON)}
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, nobody is told of a child's end
