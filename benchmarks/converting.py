@@ -37,9 +37,10 @@ GOALS = {"sequential": "5x", "pool": "3.5x", "decode": "at most 2x its time", "f
 FAST_LEVELS = 2  # that --resize fast may differ where it does not decode at reduced scale
 FAST_MOST = 14, 25  # where it does: of 99.9 % of the values, and of all; see latentmill.transforms.reduction
 REDUCED = 2048, 1536  # (width, height)
-LIKE_IMAGENET = 96  # quality, by which photos are of 109 kB in the mean; ImageNet's 1,281,167 are of 108 kB
+LIKE_IMAGENET = 96  # quality, by which photos are of 112 kB in the mean; ImageNet's 1,281,167 are of 108 kB
 LIGHT = 90  # of 65 kB: decoding takes less, and so all else weighs more
 DECODED, CHECKED = 200, 20  # photos, for a note and against Pillow
+HEADINGS = ("program", "seconds", "CPU seconds", "images/s", "its time over exact's", "its CPU over exact's", "goal")
 NAMES = {
     "sequential": "sequential Pillow loop",
     "pool": "the fork's scheme: 4 processes, level-1 PNG, polled every 0.1 s",
@@ -112,7 +113,7 @@ def folder_section(setting: Setting, photos: Path, count: int) -> Section:
     section = Section(
         f"Convert {count:,} photos to {SIDE}x{SIDE}, a folder, whole processes, {setting.workers} workers",
         checked,
-        ("program", "seconds", "CPU seconds", "images/s", "its time over exact's", "its CPU over exact's", "goal"),
+        HEADINGS,
     )
     tell(section, in_turn(programs, setting.rounds), count)
     decode_note(section, setting, photos)
@@ -134,7 +135,7 @@ def light_section(setting: Setting, count: int) -> Section:
     section = Section(
         f"The same with lighter photos, of quality {LIGHT}",
         f"{count:,} PNGs of latentmill and of the sequential loop have the same pixels",
-        ("program", "seconds", "CPU seconds", "images/s", "its time over exact's", "its CPU over exact's", "goal"),
+        HEADINGS,
     )
     tell(section, in_turn(programs, min(setting.rounds, 3)), count)
     decode_note(section, setting, photos)
@@ -210,7 +211,7 @@ def reduced_section(setting: Setting) -> Section:
         f"{setting.workers} workers",
         f"exact is Pillow's, pixel for pixel, in {min(CHECKED, count)} photos; --resize fast is within the documented "
         f"{FAST_MOST[0]} levels for 99.9 % of each photo's values and {FAST_MOST[1]} for all: {told}",
-        ("program", "seconds", "CPU seconds", "images/s", "its time over exact's", "its CPU over exact's", "goal"),
+        HEADINGS,
     )
     tell(section, in_turn(programs, min(setting.rounds, 3)), count)
     decode_note(section, setting, photos)
@@ -257,7 +258,7 @@ def zip_section(setting: Setting, photos: Path, count: int) -> Section:
     section = Section(
         f"Convert {count:,} photos to {SIDE}x{SIDE}, a zip, whole processes, {setting.workers} workers",
         f"{count:,} members of both archives have the same pixels",
-        ("program", "seconds", "CPU seconds", "images/s", "its time over exact's", "its CPU over exact's", "goal"),
+        HEADINGS,
     )
     tell(section, in_turn(programs, min(setting.rounds, 3)), count)
     return section
