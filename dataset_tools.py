@@ -1,6 +1,8 @@
 """Drop-in for the reference `dataset_tools.py`: `convert` and `encode` with exactly its options."""
 
-from latentmill.dropin import dataset_tools
+import sys
+
+from latentmill.__main__ import begin
 
 if __name__ == "__main__":
-    dataset_tools()
+    begin("latentmill.dropin", sys.argv[1:])

@@ -22,6 +22,10 @@ COUNT, BATCH = 60, 4
 CROP = {"transform": "center-crop-dhariwal", "resolution": "32x32"}
 WARNING = "the process was killed by signal 9 (SIGKILL), most likely for want of memory. Going on"
 _PROGRAM = "import latentmill.job as job; job.SHARD_SECONDS = 1e-9; {}; from latentmill.__main__ import main; main()"
+_DROP_IN = (
+    "import sys, latentmill.job as job; job.SHARD_SECONDS = 1e-9; {};"
+    " from latentmill.__main__ import begin; begin('latentmill.dropin', sys.argv[1:])"
+)
 _SLOW = (
     "import time, latentmill.loading as loading; fast = loading.decode_reduced;"
     " loading.decode_reduced = lambda *given: time.sleep(0.02) or fast(*given)"
@@ -75,6 +79,21 @@ def test_killed_amid_its_work(photos: Path, tmp_path: Path, command: str, suffix
     assert not work_folder(dest).exists()
     events = [json.loads(line) for line in output.splitlines()]
     assert any(event["event"] == "warning" and WARNING in event["text"] for event in events), output
+
+
+def test_a_drop_in_program_goes_on_too(photos: Path, tmp_path: Path) -> None:
+    """The reference's command line, of which one process does all the work."""
+    arguments = program("convert", photos, tmp_path / "out")
+    arguments[arguments.index("-c") + 1] = _DROP_IN.format(_SLOW)
+    latentmill.convert(photos, tmp_path / "calm", **CROP, batch_size=BATCH, num_workers=1)
+    with started(arguments) as process:
+        child = child_of(process)
+        assert wait_until(lambda: len(ledger(tmp_path / "out")) >= 4)
+        os.kill(child, signal.SIGKILL)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert WARNING in " ".join(errors.split())
+    assert same_files(tmp_path / "out", tmp_path / "calm")
 
 
 def test_the_image_that_kills_is_rejected(photos: Path, tmp_path: Path) -> None:

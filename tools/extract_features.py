@@ -1,6 +1,6 @@
 """Drop-in for the reference `extract_features.py`: VAE and T5 features with exactly its options."""
 
-from latentmill.dropin_features import extract_features
+from latentmill.__main__ import begin
 
 if __name__ == "__main__":
-    extract_features()
+    begin("latentmill.dropin_features", ["pixart"])  # the command that is supervised as this one is

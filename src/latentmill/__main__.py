@@ -1,4 +1,4 @@
-"""`latentmill` and `python -m latentmill`: supervised, and with the collector at rest while modules are imported."""
+"""`latentmill`, `python -m latentmill` and the drop-in programs: supervised, with the collector at rest at first."""
 
 from __future__ import annotations
 
@@ -6,20 +6,29 @@ import atexit
 import gc
 import os
 import sys
+from collections.abc import Sequence
+from importlib import import_module
 
 from latentmill.supervising import supervise
 
 
 def main() -> None:
-    """The command line. A command turns the collector on again, as it begins."""
-    supervise(sys.argv[1:])
+    """The command line."""
+    begin("latentmill.cli", sys.argv[1:])
+
+
+def begin(module: str, words: Sequence[str]) -> None:
+    """Run `main` of a module as this process's program. words: of the command line, the command first.
+
+    The garbage collector rests while the module is imported; a command turns it on again, as it begins.
+    """
+    supervise(words)
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # to look for some takes longer than all models
     gc.disable()
-    from latentmill.cli import main as run
-
+    program = import_module(module)
     gc.freeze()
     try:
-        run()
+        program.main()
     except SystemExit as ended:
         _leave(ended.code)
         raise

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +11,7 @@ from latentmill import cli_audit, cli_compare, cli_features, cli_recipe, cli_rep
 from latentmill.command import AFTER, MACHINE, PREPARE, TRY, add, program
 from latentmill.event_results import emit_models, emit_verified
 from latentmill.events import emit
-from latentmill.guard import EXIT_FAILED, EXIT_FOUND, EXIT_REJECTS, guarded, plain, run_job, state
+from latentmill.guard import EXIT_FOUND, EXIT_REJECTS, guarded, plain, run_job, run_program, state
 from latentmill.options import (
     SPEED_PANEL,
     VAE_PANEL,
@@ -295,14 +293,7 @@ cli_tools.register(app)
 
 def main() -> None:
     """The `latentmill` command."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # file names that are not UTF-8 can be shown
-    try:
-        app()
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(EXIT_FAILED)
+    run_program(app)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ A command's parameters are made only when it is asked for, so that `latentmill -
 
 from __future__ import annotations
 
-import gc
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
@@ -19,12 +18,11 @@ from typer.core import TyperCommand, TyperGroup
 
 from latentmill.errors import ConfigError
 from latentmill.events import emit, events_of
-from latentmill.guard import EXIT_FAILED, guarded, state
+from latentmill.guard import EXIT_FAILED, begun, guarded, state
 from latentmill.logfile import log_to
 from latentmill.mistakes import ClickError, explained, refuse_empty_paths
 from latentmill.options import PICTURE_PANEL, RERUN_PANEL, SOURCE_PANEL, SPEED_PANEL, TEXT_PANEL, VAE_PANEL
-from latentmill.screen import err, out, shown, warn
-from latentmill.supervising import killed_before, told_ending
+from latentmill.screen import err, out, shown
 
 TRY, RECIPES, BEFORE = "First steps", "Recipes: everything in one pass", "Before: look at photos"
 PREPARE, AFTER, MACHINE = "Prepare data", "After: look at results", "Models and machine"
@@ -125,7 +123,6 @@ def _run(entry: Entry, values: dict[str, Any]) -> None:
     as_json, quiet = bool(values.pop("as_json", False)), bool(values.pop("quiet", False))
     log: Path | None = values.pop("log_file")
     state.debug, state.suggesting = bool(values.pop("debug")) or state.debug, True
-    gc.enable()  # which rested while modules were imported
     with _silent(as_json or quiet), ExitStack() as opened:
         refused = None
         try:
@@ -136,8 +133,7 @@ def _run(entry: Entry, values: dict[str, Any]) -> None:
         opened.enter_context(events_of(entry.name, as_json, values))
         if refused is not None:
             guarded(_refusing(refused))
-        if (killed := killed_before()) is not None:
-            warn(f"{told_ending(-killed)}. Going on, with the work in a process that may be replaced")
+        begun()
         entry.function(**values)
 
 

@@ -8,9 +8,8 @@ from typing import Annotated
 
 import typer
 
-from latentmill.guard import run_job
+from latentmill.guard import begun, run_job, run_program
 from latentmill.options import Transform
-from latentmill.supervising import supervise
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -20,8 +19,9 @@ _MaxImages = Annotated[int | None, typer.Option(help="Only the first N images.")
 
 
 @app.callback()
-def _main() -> None:
+def _begin() -> None:
     """Convert photos to a dataset of equal square PNGs, and encode those to VAE latents."""
+    begun()
 
 
 @app.command()
@@ -51,8 +51,7 @@ def encode(
     run_job("encode", {**locals()})
 
 
-def dataset_tools() -> None:
+def main() -> None:
     """Run the drop-in's command line."""
     sys.argv[0] = "dataset_tools.py"
-    supervise(sys.argv[1:])
-    app()
+    run_program(app)

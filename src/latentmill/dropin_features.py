@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from latentmill.errors import ConfigError, LatentmillError
-from latentmill.guard import feature_shown, guarded, run_recipes
-from latentmill.supervising import supervise
+from latentmill.guard import begun, feature_shown, guarded, importing, run_program, run_recipes
 
 if TYPE_CHECKING:
     from latentmill.recipe import Recipe
@@ -64,6 +63,7 @@ def _main(
 ) -> None:
     """VAE features and T5 features of a PixArt dataset, in the folders that its trainer reads."""
     options = dict(locals())
+    begun()
 
     def work() -> int:
         recipes = []
@@ -84,7 +84,8 @@ def _main(
 
 
 def _recipe(data_info: Path, dest: Path, options: dict[str, Any], **settings: Any) -> Recipe:
-    from latentmill.features import feature_recipe
+    with importing():
+        from latentmill.features import feature_recipe
 
     rows: dict[str, Any] = {"start_index": options["start_index"], "end_index": options["end_index"]}
     common: dict[str, Any] = {"wait": True, "missing_caption": "empty", "max_failures": "100%"}
@@ -133,8 +134,7 @@ def _needed(options: dict[str, Any], name: str, job: str) -> Any:
     return options[name]
 
 
-def extract_features() -> None:
+def main() -> None:
     """Run the drop-in's command line."""
     sys.argv[0] = "extract_features.py"
-    supervise(["pixart"])
-    app()
+    run_program(app)

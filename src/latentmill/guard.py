@@ -6,8 +6,10 @@ Exit codes: 0 done; 1 `verify` found something wrong; 2 could not be done; 3 don
 from __future__ import annotations
 
 import gc
+import io
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +23,8 @@ import typer
 from latentmill import logfile
 from latentmill.errors import LatentmillError
 from latentmill.events import emit
-from latentmill.terminal import Board, err, shown, suggest, summarise
+from latentmill.supervising import killed_before, told_ending
+from latentmill.terminal import Board, err, shown, suggest, summarise, warn
 
 if TYPE_CHECKING:
     from latentmill.outcome import Result
@@ -68,6 +71,25 @@ def importing() -> Iterator[None]:
             os.environ.pop(_BLAS, None)  # of NumPy's alone: PyTorch, which comes later, may have its own
         gc.freeze()
         gc.enable()
+
+
+def run_program(app: typer.Typer) -> None:
+    """Run a whole command line."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names that are not UTF-8 can be shown
+    try:
+        app()
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(EXIT_FAILED)
+
+
+def begun() -> None:
+    """As a command begins: the garbage collector, which rested, works from here on; a predecessor's death is told."""
+    gc.enable()
+    if (killed := killed_before()) is not None:
+        warn(f"{told_ending(-killed)}. Going on, with the work in a process that may be replaced")
 
 
 def run_job(command: str, values: dict[str, Any]) -> None:
