@@ -29,6 +29,44 @@ from latentmill.options import (
 from latentmill.terminal import Display, counted, out, shown
 
 _DISTANCE = 20  # as auditing.near.DISTANCE, whose module brings NumPy
+_Source = Annotated[
+    Path,
+    typer.Argument(metavar="SRC", help="Folder or .zip of images, table, or PixArt dataset.", show_default=False),
+]
+_Resolution = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WxH",
+        help="Size that results will have: smaller images are told.",
+        autocompletion=completing.resolutions,
+    ),
+]
+_ListFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--list", metavar="FILE", help="Write the keys to leave out, which --exclude of other commands takes."
+    ),
+]
+_ListAlso = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KIND,…",
+        help="Into the list beside what no run takes and all but one of equal images: near, captions, shapes, "
+        "or kinds by their names.",
+        show_default=False,
+    ),
+]
+_Model = Annotated[
+    str | None,
+    typer.Option(
+        help="Text encoder whose tokens captions are counted in.",
+        rich_help_panel=TEXT_PANEL,
+        autocompletion=completing.text_encoders,
+    ),
+]
+_Workers = Annotated[
+    int | None, typer.Option(metavar="N", help="Processes. Default: the usable cores.", rich_help_panel=SPEED_PANEL)
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -43,50 +81,20 @@ def register(app: typer.Typer) -> None:
 
 
 def audit(
-    source: Annotated[
-        Path,
-        typer.Argument(metavar="SRC", help="Folder or .zip of images, table, or PixArt dataset.", show_default=False),
-    ],
-    resolution: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WxH",
-            help="Size that results will have: smaller images are told.",
-            autocompletion=completing.resolutions,
-        ),
-    ] = None,
+    source: _Source,
+    resolution: _Resolution = None,
     out_file: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="Also make a page, with copies side by side.")
     ] = None,
-    list_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--list", metavar="FILE", help="Write the keys to leave out, which --exclude of other commands takes."
-        ),
-    ] = None,
-    list_also: Annotated[
-        str | None,
-        typer.Option(
-            metavar="KIND,…",
-            help="Into the list beside what no run takes and all but one of equal images: near, captions, shapes, "
-            "or kinds by their names.",
-            show_default=False,
-        ),
-    ] = None,
+    list_file: _ListFile = None,
+    list_also: _ListAlso = None,
     json_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write every finding here, as one JSON object.")
     ] = None,
     max_duplicate_distance: Annotated[
         int, typer.Option(metavar="N", help="Bits of 144 in which the hashes of near duplicates may differ.")
     ] = _DISTANCE,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Text encoder whose tokens captions are counted in.",
-            rich_help_panel=TEXT_PANEL,
-            autocompletion=completing.text_encoders,
-        ),
-    ] = None,
+    model: _Model = None,
     exclude: Exclude = None,
     images: Images = None,
     caption_extension: CaptionExtension = ".txt",
@@ -96,9 +104,7 @@ def audit(
     missing_caption: MissingCaption = Missing.reject,
     max_images: MaxImages = None,
     max_pixels: MaxPixels = 178_956_970,
-    num_workers: Annotated[
-        int | None, typer.Option(metavar="N", help="Processes. Default: the usable cores.", rich_help_panel=SPEED_PANEL)
-    ] = None,
+    num_workers: _Workers = None,
 ) -> None:
     """Look through photos and captions before anything is made of them.
 

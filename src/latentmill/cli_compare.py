@@ -29,6 +29,30 @@ if TYPE_CHECKING:
     from latentmill.comparing.result import Comparison
 
 _SHOWN_LEFT_OUT = 5
+_Vaes = Annotated[
+    list[str],
+    typer.Option(
+        "--vae",
+        metavar="NAME",
+        help="Short name, folder, or hub repository (owner/name/subfolder@revision). Repeatable.",
+        show_default=False,
+        autocompletion=completing.vaes,
+    ),
+]
+_Transform = Annotated[
+    str,
+    typer.Option(metavar="NAME", help="How photos are cropped, as of convert.", autocompletion=completing.transforms),
+]
+_BatchSize = Annotated[
+    int, typer.Option(metavar="N", help="Images a forward, of every VAE.", rich_help_panel=SPEED_PANEL)
+]
+_Dtype = Annotated[
+    Dtype, typer.Option(help="Precision of encoding; decoding is in float32.", rich_help_panel=SPEED_PANEL)
+]
+_Threads = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="CPU threads a forward. Default: the usable cores.", rich_help_panel=SPEED_PANEL),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -45,26 +69,12 @@ def register(app: typer.Typer) -> None:
 
 def compare_vae(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder or .zip of photos, or a table of them.")],
-    vae: Annotated[
-        list[str],
-        typer.Option(
-            "--vae",
-            metavar="NAME",
-            help="Short name, folder, or hub repository (owner/name/subfolder@revision). Repeatable.",
-            show_default=False,
-            autocompletion=completing.vaes,
-        ),
-    ],
+    vae: _Vaes,
     resolution: Annotated[
         str | None,
         typer.Option(metavar="WxH", help="Size of the crops. Default: 256x256; with --transform none, theirs."),
     ] = None,
-    transform: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME", help="How photos are cropped, as of convert.", autocompletion=completing.transforms
-        ),
-    ] = ("center-crop-dhariwal"),
+    transform: _Transform = "center-crop-dhariwal",
     sample: Annotated[int, typer.Option(metavar="N", help="Photos, evenly spread over the source.")] = 64,
     out_file: Annotated[
         Path, typer.Option("--out", metavar="FILE", help="The page to make, with pictures and charts.")
@@ -76,19 +86,10 @@ def compare_vae(
     exclude: Exclude = None,
     exif: ExifOption = Exif.ignore,
     alpha: AlphaOption = Alpha.drop,
-    batch_size: Annotated[
-        int, typer.Option(metavar="N", help="Images a forward, of every VAE.", rich_help_panel=SPEED_PANEL)
-    ] = 8,
+    batch_size: _BatchSize = 8,
     device: Device = "auto",
-    dtype: Annotated[
-        Dtype, typer.Option(help="Precision of encoding; decoding is in float32.", rich_help_panel=SPEED_PANEL)
-    ] = Dtype.float32,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", help="CPU threads a forward. Default: the usable cores.", rich_help_panel=SPEED_PANEL
-        ),
-    ] = None,
+    dtype: _Dtype = Dtype.float32,
+    threads: _Threads = None,
 ) -> None:
     """Compare VAEs on your own photos, before you encode a million of them.
 
