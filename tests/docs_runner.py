@@ -112,6 +112,7 @@ def _exit_code(program: Any) -> int:
 
 def run_command(command: str, monkeypatch: pytest.MonkeyPatch) -> int:
     """The exit code of a line of a shell block. What is neither latentmill nor a program of ours is the shell's."""
+    from latentmill import __main__ as entry
     from latentmill import cli
 
     parts = shlex.split(command, comments=True)
@@ -121,6 +122,7 @@ def run_command(command: str, monkeypatch: pytest.MonkeyPatch) -> int:
             return _exit_code(cli.main)
     if parts[0] == "python":
         monkeypatch.setattr(sys, "argv", parts[1:])
+        monkeypatch.setattr(entry, "_leave", lambda code: None)  # this process stays
         with _signals():
             return _exit_code(lambda: runpy.run_path(parts[1], run_name="__main__"))
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

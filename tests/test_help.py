@@ -25,7 +25,7 @@ COMMON = ("--json", "--quiet", "--log-file", "--debug", "--help")
 
 
 def run(*arguments: str, columns: int = 100) -> Result:
-    return CliRunner().invoke(app, arguments, env={"COLUMNS": str(columns), "TERMINAL_WIDTH": str(columns)})
+    return CliRunner().invoke(app, arguments, env={"COLUMNS": str(columns)})
 
 
 # pages
