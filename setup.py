@@ -8,8 +8,9 @@ from setuptools import Extension, setup
 
 # One binary for every CPython from 3.11 on; those without the interpreter's lock have no stable interface yet.
 STABLE = sys.implementation.name == "cpython" and not sysconfig.get_config_var("Py_GIL_DISABLED")
-# Weights are Pillow's only if a * b + c is rounded twice, as it is compiled.
-FLAGS = ["/O2", "/std:c11"] if os.name == "nt" else ["-O3", "-g0", "-ffp-contract=off"]
+# Weights are Pillow's, and draws everywhere the same, only if a * b + c is rounded twice, as it is compiled (with MSVC
+# a pragma in normals.h says so). A root that tells no errno can be vectorised; it is the same root.
+FLAGS = ["/O2", "/std:c11"] if os.name == "nt" else ["-O3", "-g0", "-ffp-contract=off", "-fno-math-errno"]
 
 setup(
     ext_modules=[
@@ -24,7 +25,13 @@ setup(
                 "native/draw.c",
                 "native/reading.c",
             ],
-            depends=["native/resample.h", "native/reading.h", "native/kernels_x86.h"],
+            depends=[
+                "native/resample.h",
+                "native/normals.h",
+                "native/draw.h",
+                "native/reading.h",
+                "native/kernels_x86.h",
+            ],
             define_macros=[("Py_LIMITED_API", "0x030B0000")] if STABLE else [],
             py_limited_api=STABLE,
             extra_compile_args=FLAGS,

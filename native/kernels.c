@@ -1,5 +1,6 @@
 /* The inner loops: plain C that any compiler takes, and for x86-64 with GCC or Clang, AVX2 where the processor
- * has it. Both give the same bytes: 32-bit sums in fixed point. */
+ * has it. Both give the same bytes: 32-bit sums in fixed point, and single operations in float32. */
+#include "normals.h"
 #include "resample.h"
 
 #include <string.h>
@@ -61,8 +62,20 @@ static void mirror_plain(const uint8_t *pixels, uint8_t *out, size_t count) {
         for (size_t c = 0; c < CHANNELS; c++) out[CHANNELS * j + c] = pixels[CHANNELS * (count - 1 - j) + c];
 }
 
+static void normals_plain(uint64_t key, uint32_t block, float *out) {
+    Words words;
+    words_of(key, block * COUNTERS, words);
+    normals_of(words, out);
+}
+
+static void place_plain(const float *mean, const float *deviation, const float *z, float shift, float scale, float *out,
+                        size_t n) {
+    place(mean, deviation, z, shift, scale, out, n);
+}
+
 static const Kernels PLAIN = {
-    "plain", weigh_plain, average_pairs_plain, average_plain, to_columns_plain, to_rows_plain, split_plain, mirror_plain,
+    "plain",       weigh_plain,  average_pairs_plain, average_plain, to_columns_plain, to_rows_plain,
+    split_plain,   mirror_plain, normals_plain,       place_plain,
 };
 
 #if defined(__x86_64__) && defined(__GNUC__)

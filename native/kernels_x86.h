@@ -2,7 +2,6 @@
 #include <immintrin.h>
 
 #define AVX2 __attribute__((target("avx2")))
-#define INLINE static inline __attribute__((always_inline))
 
 /* `vectors` times 8 bytes: 32-bit products, sums in registers. */
 AVX2 INLINE void weigh_block(const uint8_t *const *rows, const int32_t *weights, int32_t length, uint8_t *out,
@@ -137,9 +136,46 @@ AVX2 static void mirror_avx2(const uint8_t *pixels, uint8_t *out, size_t count) 
     mirror_plain(pixels, out + CHANNELS * j, count - j);
 }
 
+/* The words of four counters, each in the lower half of 64 bits. What the upper halves hold is never read. */
+AVX2 INLINE void words_of_four(__m256i a, uint64_t key, __m256i words[4]) {
+    const __m256i by_0 = _mm256_set1_epi32((int)MULTIPLIER_0), by_1 = _mm256_set1_epi32((int)MULTIPLIER_1);
+    __m256i b = _mm256_setzero_si256(), c = b, d = b;
+    uint32_t key_0 = (uint32_t)key, key_1 = (uint32_t)(key >> 32);
+    for (int round = 0; round < ROUNDS; round++, key_0 += WEYL_0, key_1 += WEYL_1) {
+        __m256i p = _mm256_mul_epu32(by_0, a), q = _mm256_mul_epu32(by_1, c);
+        a = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(q, 32), b), _mm256_set1_epi32((int)key_0));
+        b = q;
+        c = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(p, 32), d), _mm256_set1_epi32((int)key_1));
+        d = p;
+    }
+    words[0] = a;
+    words[1] = b;
+    words[2] = c;
+    words[3] = d;
+}
+
+AVX2 static void normals_avx2(uint64_t key, uint32_t block, float *out) {
+    const __m256i even = _mm256_setr_epi64x(0, 2, 4, 6), one = _mm256_set1_epi64x(1);
+    Words words;
+    for (uint32_t j = 0; j < COUNTERS; j += 8) {
+        __m256i low[4], high[4], first = _mm256_add_epi64(_mm256_set1_epi64x(block * COUNTERS + j), even);
+        words_of_four(first, key, low);
+        words_of_four(_mm256_add_epi64(first, one), key, high);
+        for (int w = 0; w < 4; w++)
+            _mm256_storeu_si256((__m256i *)(words[w] + j),
+                                _mm256_blend_epi32(low[w], _mm256_slli_epi64(high[w], 32), 0xAA));
+    }
+    normals_of(words, out);
+}
+
+AVX2 static void place_avx2(const float *mean, const float *deviation, const float *z, float shift, float scale,
+                            float *out, size_t n) {
+    place(mean, deviation, z, shift, scale, out, n);
+}
+
 static const Kernels WITH_AVX2 = {
-    "avx2",         weigh_avx2,  average_pairs_avx2, average_avx2,
-    to_columns_sse2, to_rows_sse2, split_avx2,         mirror_avx2,
+    "avx2",        weigh_avx2,  average_pairs_avx2, average_avx2, to_columns_sse2, to_rows_sse2,
+    split_avx2,    mirror_avx2, normals_avx2,       place_avx2,
 };
 
 const Kernels *const *kernels_here(void) {

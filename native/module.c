@@ -4,6 +4,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include "draw.h"
 #include "reading.h"
 #include "resample.h"
 
@@ -228,38 +229,6 @@ static PyObject *stored_planes_of(PyObject *self, PyObject *args) {
     return found < 0 ? PyErr_NoMemory() : PyBool_FromLong(found);
 }
 
-PyDoc_STRVAR(draw_doc, "draw(moments, z, shift, scale): float32 means, then as many deviations; z, numbers of a normal "
-                       "distribution, becomes (mean + deviation * z - shift) * scale.");
-
-static PyObject *draw_of(PyObject *self, PyObject *args) {
-    PyObject *moments, *noise;
-    Py_buffer from, to;
-    double shift, scale;
-    int fits;
-    (void)self;
-    if (!PyArg_ParseTuple(args, "OOdd", &moments, &noise, &shift, &scale) ||
-        PyObject_GetBuffer(moments, &from, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) < 0)
-        return NULL;
-    if (PyObject_GetBuffer(noise, &to, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE | PyBUF_FORMAT) < 0) {
-        PyBuffer_Release(&from);
-        return NULL;
-    }
-    fits = from.format && to.format && strcmp(from.format, "f") == 0 && strcmp(to.format, "f") == 0 &&
-           from.len == 2 * to.len;
-    if (fits) {
-        size_t count = (size_t)to.len / sizeof(float);
-        const float *mean = from.buf;
-        Py_BEGIN_ALLOW_THREADS
-        draw(mean, mean + count, to.buf, (float)shift, (float)scale, count);
-        Py_END_ALLOW_THREADS
-    } else {
-        PyErr_SetString(PyExc_ValueError, "moments must be float32, contiguous, and twice as many as z");
-    }
-    PyBuffer_Release(&from);
-    PyBuffer_Release(&to);
-    return fits ? done(1) : NULL;
-}
-
 PyDoc_STRVAR(use_doc, "use(name): choose the inner loops, one of KERNELS. For tests; not while others resize.");
 
 static PyObject *use(PyObject *self, PyObject *args) {
@@ -279,7 +248,8 @@ static PyMethodDef METHODS[] = {
     {"table", table, METH_VARARGS, table_doc},
     {"planes", planes, METH_VARARGS, planes_doc},
     {"stored_planes", stored_planes_of, METH_VARARGS, stored_planes_doc},
-    {"draw", draw_of, METH_VARARGS, draw_doc},
+    {"normals", normals, METH_VARARGS, normals_doc},
+    {"draw", draw, METH_VARARGS, draw_doc},
     {"mirrored", mirrored, METH_VARARGS, mirrored_doc},
 #ifdef CAN_READ
     {"read_file", read_file, METH_VARARGS, read_file_doc},

@@ -1,4 +1,4 @@
-/* What the parts of the resampler share: tables of weights, inner loops, and a resize as a whole. */
+/* What the parts of the compiled module share: tables of weights, inner loops, and a resize as a whole. */
 #ifndef LATENTMILL_RESAMPLE_H
 #define LATENTMILL_RESAMPLE_H
 
@@ -31,6 +31,7 @@ void table_free(Table *table);
 
 #define LINES 32                 /* rows that are resized in width together */
 #define MAX_HALVINGS 24          /* of MAX_SIDE */
+#define NORMALS 256              /* normal numbers in a block */
 #define PAD 64                   /* bytes that may be written behind a row of scratch memory */
 
 /* Bytes are unsigned; `out` never overlaps what is read. */
@@ -50,9 +51,14 @@ typedef struct {
     void (*split)(const uint8_t *pixels, uint8_t *red, uint8_t *green, uint8_t *blue, size_t count);
     /* pixels of one row in reverse order */
     void (*mirror)(const uint8_t *pixels, uint8_t *out, size_t count);
+    /* block number `block` of a key's normal numbers, NORMALS of them */
+    void (*normals)(uint64_t key, uint32_t block, float *out);
+    /* out[j] = (mean[j] + deviation[j] * z[j] - shift) * scale, each step rounded to float32, for j below n */
+    void (*place)(const float *mean, const float *deviation, const float *z, float shift, float scale, float *out,
+                  size_t n);
 } Kernels;
 
-extern const Kernels *kernels; /* those in use: written before anything is resized */
+extern const Kernels *kernels; /* those in use: written before anything is computed */
 
 /* The kernels that this processor has, the fastest first, NULL after the last; the last is plain C. */
 const Kernels *const *kernels_here(void);
@@ -87,9 +93,6 @@ uint64_t stored_length(uint64_t height, uint64_t width);
 /* `stored_length` bytes of blocks -> planes (3, height, width). 0 where they are no such blocks, or a row has a filter:
  * `out` then holds a part; -1 where memory does not suffice. */
 int stored_planes(const uint8_t *blocks, uint64_t height, uint64_t width, uint8_t *out);
-
-/* z[j] = (mean[j] + deviation[j] * z[j] - shift) * scale, each step rounded to float32, for j below n. */
-void draw(const float *mean, const float *deviation, float *z, float shift, float scale, size_t n);
 
 /* Writes the window; 0 where memory does not suffice. The tables must follow one another, and cover the window. */
 int run_job(Job *job);

@@ -241,6 +241,9 @@ def test_workers_and_epochs_draw_differently(root: Path) -> None:
     noise = [((epoch - mean) / std).flatten(1) for epoch in epochs]
     assert not torch.allclose(noise[0], noise[1], atol=1e-2)
     assert not torch.allclose(noise[0][0], noise[0][1], atol=1e-2)  # drawn by two workers
+    torch.manual_seed(3)
+    for epoch in epochs:
+        assert torch.equal(torch.cat([batch["latent"] for batch in loader]), epoch)
 
 
 # what is no pair, or no data set

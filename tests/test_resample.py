@@ -17,7 +17,7 @@ from PIL import Image
 from latentmill.errors import ConfigError
 from latentmill.formats.payload import png_bytes
 from latentmill.transforms import resample, resample_native
-from latentmill.transforms.resample import draw, halve, mirrored, planes, resize, stored_planes
+from latentmill.transforms.resample import halve, mirrored, planes, resize, stored_planes
 from support import cli, make_photos
 
 with contextlib.suppress(ImportError):
@@ -173,17 +173,6 @@ def test_planes_of_stored_blocks(implementation: str, size: tuple[int, int]) -> 
             stored_planes(other, size)
 
 
-def test_a_draw_is_each_step_in_float32(implementation: str) -> None:
-    numbers = np.random.default_rng(0)
-    for channels in range(1, 40):
-        moments = numbers.standard_normal((2 * channels, 3, 7), np.float32)
-        z = numbers.standard_normal((channels, 3, 7), np.float32)
-        mean, deviation = moments[:channels], moments[channels:]
-        expected = (mean + deviation * z - np.float32(0.1159)) * np.float32(0.3611)
-        draw(moments, z, 0.1159, 0.3611)
-        assert np.array_equal(z, expected)
-
-
 def test_filters_that_are_not_compiled_are_pillows() -> None:
     pixels = picture(np.random.default_rng(2), 40, 30)
     for method in (Image.Resampling.NEAREST, Image.Resampling.HAMMING):
@@ -285,10 +274,6 @@ def test_the_compiled_one_refuses_what_it_is_not_made_for() -> None:
     for bad in (np.zeros((3, 5, 6), np.int16), np.zeros((4, 5, 6), np.uint8), np.zeros((3, 0, 6), np.uint8), b"x"):
         with pytest.raises((ValueError, BufferError)):
             _resample.stored_planes(bytes(100), bad)
-    z = np.zeros(6, np.float32)
-    for bad in (z, np.zeros(12, np.float64), np.zeros(12, np.int32), np.zeros(24, np.float32)[::2]):
-        with pytest.raises((ValueError, BufferError)):
-            _resample.draw(bad, z, 0.0, 1.0)
 
 
 def chosen(value: str) -> subprocess.CompletedProcess[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,18 +10,36 @@ import numpy as np
 import torch
 
 from latentmill.encoders.normalization import Affine
+from latentmill.normals import draw, normals
 from latentmill.records import Array
-from latentmill.transforms.resample import compiled, draw
 
-_draw = compiled("draw") or draw  # at every access: without the calls in between
+
+class _Key(threading.local):
+    """Where a thread's next key is drawn: for half of what a new tensor costs."""
+
+    def __init__(self) -> None:
+        self.number = np.empty(1, np.int64)
+        with torch.inference_mode(False):  # else it could not be written to outside of that mode
+            self.tensor = torch.from_numpy(self.number)
+
+
+_key = _Key()
+
+
+def drawn_key() -> int:
+    """63 bits of PyTorch's global CPU generator, whose state goes on by that much."""
+    key = _key
+    key.tensor.random_()
+    return key.number.item()
 
 
 @dataclass(frozen=True)
 class Draws:
     """Float32 (2C, h, w) of moments, or (C, h, w), to a normalised latent.
 
-    moments: whether mean and standard deviation are stored. sampled: of moments, a draw from PyTorch's global
-    generator, as `mean + std * torch.randn_like(std)` gives it; else the mean.
+    moments: whether mean and standard deviation are stored. sampled: of moments, a draw, `mean + std * z`, else the
+    mean. z are the normal numbers (`normals`) of a key that each access takes from PyTorch's global CPU generator, so
+    that after `torch.manual_seed` draws repeat, to the bit, on any machine.
     """
 
     affine: Affine
@@ -28,7 +47,7 @@ class Draws:
     sampled: bool
 
     def __call__(self, stored: Array) -> torch.Tensor:
-        """A tensor of its own memory: bit for bit what the formula gives in PyTorch, whose small steps cost more."""
+        """A tensor of its own memory: bit for bit what the formulas give in PyTorch, whose small steps cost more."""
         if not self.moments:
             return self._normalised(stored, np.empty_like(stored))
         half, plain = len(stored) // 2, self._plain
@@ -36,10 +55,11 @@ class Draws:
             mean = stored[:half]
             return self._normalised(mean, np.empty_like(mean))
         z = np.empty((half, *stored.shape[1:]), np.float32)
-        noise = torch.from_numpy(z).normal_()  # the numbers that `torch.randn` gives, for less
+        key = drawn_key()
         if plain is not None and stored.flags.c_contiguous:
-            _draw(stored, z, *plain)
-            return noise
+            draw(stored, key, z, *plain)
+            return torch.from_numpy(z)
+        normals(key, z)
         np.multiply(stored[half:], z, out=z)
         np.add(stored[:half], z, out=z)
         return self._normalised(z, z)

@@ -3,7 +3,7 @@
 BOX, BILINEAR, BICUBIC and LANCZOS are computed in C (`native/`), without the interpreter's lock. Where that was not
 built, does not agree with the Pillow that is installed, or LATENTMILL_RESAMPLER=pillow says so, Pillow does the work;
 the result is the same. The choice is made once, at import. Pairs of sizes are (height, width).
-What else is compiled, of a reader's work, has its two forms here as well.
+What else is compiled for pictures has its two forms here as well; `compiled` gives others the rest of the module.
 """
 
 from __future__ import annotations
@@ -79,21 +79,6 @@ def _joined_planes(blocks: memoryview, size: Size) -> Array | None:
     if rows[:, 0].any():
         return None
     return np.ascontiguousarray(rows[:, 1:].reshape(height, width, 3).transpose(2, 0, 1))
-
-
-def draw(moments: Array, z: Array, shift: float, scale: float) -> None:
-    """z, numbers of a normal distribution, become (mean + deviation * z - shift) * scale, each step in float32.
-
-    moments: float32 (2C, …), contiguous, means and then deviations. z: float32 (C, …), contiguous.
-    """
-    if _native is not None:
-        _native.draw(moments, z, shift, scale)
-        return
-    half = len(moments) // 2
-    np.multiply(moments[half:], z, out=z)
-    np.add(moments[:half], z, out=z)
-    np.subtract(z, shift, out=z)
-    np.multiply(z, scale, out=z)
 
 
 def mirrored(pixels: Array) -> Array:

@@ -80,10 +80,6 @@ class Native:
         out = np.empty((3, *size), np.uint8)
         return out if self.module.stored_planes(blocks, out) else None
 
-    def draw(self, moments: Array, z: Array, shift: float, scale: float) -> None:
-        """See `resample.draw`."""
-        self.module.draw(moments, z, shift, scale)
-
     def _axis(self, source: int, size: int, number: int, first: int, last: int) -> tuple[Any, int, int]:
         """The table of one pass, None where the side stays, and the inputs that it needs."""
         return (None, first, last) if source == size else self._table(source, size, number, first, last)
@@ -102,7 +98,7 @@ def find() -> Native:
         raise ImportError(
             "it was not built: install a C compiler and Python's headers, and latentmill again"
         ) from error
-    if not hasattr(module, "draw"):
+    if not hasattr(module, "normals"):
         raise ImportError("it was built of an earlier version: install latentmill again")
     for order in (_across_first, _less_work_first):
         native = Native(module, order)
