@@ -36,7 +36,6 @@ from reference_loops import photos as jpegs
 from latentmill.encoders import heap
 
 BATCH = 8
-MOST_ROUNDS = 2  # of the large model, which takes minutes
 LARGE_COUNT = 16
 SAME = 1e-5  # of the largest value
 GOALS = {"SD-VAE": 1.02, "mini": 1.10}  # of the time of bare forwards with buffers kept
@@ -198,7 +197,7 @@ def against(setting: Setting, bare: Bare, model: str, source: Path, name: str) -
     stored = np.stack([np.load(path) for path in sorted(out.rglob("*.npy"))])
     check_same_numbers(stored, np.concatenate(bare.forwards()), SAME, f"latents of {model} from {name}")
     programs: dict[str, Callable[[], Took]] = {BARE: lambda: inside(bare.forwards), KEPT: bare.kept, OURS: ours}
-    return in_turn(programs, min(setting.rounds, MOST_ROUNDS) if model != "mini" else setting.rounds)
+    return in_turn(programs, setting.rounds)
 
 
 def _values(options: tuple[str, ...]) -> list[str]:
