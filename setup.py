@@ -8,9 +8,10 @@ from setuptools import Extension, setup
 
 # One binary for every CPython from 3.11 on; those without the interpreter's lock have no stable interface yet.
 STABLE = sys.implementation.name == "cpython" and not sysconfig.get_config_var("Py_GIL_DISABLED")
-# Weights are Pillow's, and draws everywhere the same, only if a * b + c is rounded twice, as it is compiled (with MSVC
-# a pragma in normals.h says so). A root that tells no errno can be vectorised; it is the same root.
-FLAGS = ["/O2", "/std:c11"] if os.name == "nt" else ["-O3", "-g0", "-ffp-contract=off", "-fno-math-errno"]
+# Weights are Pillow's, and draws everywhere the same, only by IEEE 754's arithmetic with a * b + c rounded twice (with
+# MSVC a pragma in resample.h says so). A root that tells no errno can be vectorised; it is the same root.
+EXACT = ["-fno-fast-math", "-ffp-contract=off", "-fno-math-errno"]
+FLAGS = ["/O2", "/std:c11"] if os.name == "nt" else ["-O3", "-g0", "-fvisibility=hidden", *EXACT]
 
 setup(
     ext_modules=[

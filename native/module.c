@@ -243,6 +243,8 @@ static PyObject *use(PyObject *self, PyObject *args) {
     return PyErr_Format(PyExc_ValueError, "kernels must be among KERNELS. Found: %s", name);
 }
 
+#define INTERFACE 2 /* as compiled.py has it: one more whenever a function takes or gives something else */
+
 static PyMethodDef METHODS[] = {
     {"resize", resize, METH_VARARGS, resize_doc},
     {"table", table, METH_VARARGS, table_doc},
@@ -269,7 +271,7 @@ static int set_up(PyObject *module) {
     if (names == NULL) return -1;
     int failed = PyModule_AddObjectRef(module, "KERNELS", names);
     Py_DECREF(names);
-    return failed;
+    return failed < 0 ? failed : PyModule_AddIntConstant(module, "INTERFACE", INTERFACE);
 }
 
 static PyModuleDef_Slot SLOTS[] = {

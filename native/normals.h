@@ -9,10 +9,6 @@
 #include <math.h>
 #include <string.h>
 
-#ifdef _MSC_VER
-#pragma fp_contract(off)
-#endif
-
 #if defined(__GNUC__)
 #define INLINE static inline __attribute__((always_inline))
 #else

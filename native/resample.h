@@ -5,6 +5,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#ifdef _MSC_VER
+#pragma fp_contract(off)         /* for other compilers, setup.py says so */
+#endif
+
 #define CHANNELS 3
 #define WEIGHT_BITS 22           /* a weight of 1.0 is 1 << 22: Pillow's 32 - 8 - 2 */
 #define HALF (1 << (WEIGHT_BITS - 1))

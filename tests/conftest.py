@@ -20,6 +20,8 @@ supervising.SUPERVISED = frozenset()
 # Two test processes share the cores: a thread of PyTorch that waits for its like would burn what the other needs.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+os.environ.pop("TERMINAL_WIDTH", None)  # which Typer reads once, and which goes before a test's COLUMNS
+
 # Hundreds of processes are started, and each would compile the package anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False

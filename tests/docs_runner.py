@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import re
 import runpy
@@ -102,6 +103,16 @@ def _signals() -> Iterator[None]:
             signal.signal(each, handler)
 
 
+@contextlib.contextmanager
+def _collected() -> Iterator[None]:
+    """A program lets the garbage collector rest at first, and for ever where it only shows its help."""
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
+
+
 def _exit_code(program: Any) -> int:
     try:
         program()
@@ -123,7 +134,7 @@ def run_command(command: str, monkeypatch: pytest.MonkeyPatch) -> int:
     if parts[0] == "python":
         monkeypatch.setattr(sys, "argv", parts[1:])
         monkeypatch.setattr(entry, "_leave", lambda code: None)  # this process stays
-        with _signals():
+        with _signals(), _collected():
             return _exit_code(lambda: runpy.run_path(parts[1], run_name="__main__"))
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(

@@ -87,6 +87,16 @@ def test_a_resampler_that_fell_back_is_a_warning_with_the_reason() -> None:
     assert "pillow: LATENTMILL_RESAMPLER" in told.stdout
 
 
+def test_draws_without_the_compiled_module_are_a_warning_with_the_reason() -> None:
+    code = (
+        "import sys; sys.modules['latentmill.transforms._resample'] = None; from latentmill.doctor import pictures;"
+        ' print([f for f in pictures.findings() if f.name == "loaders\' draws"][0])'
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "state='warning'" in told.stdout
+    assert "NumPy: the compiled module cannot be used: it was not built" in told.stdout
+
+
 def test_packages_that_are_missing_or_too_old_are_told_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     assert software.installed("numpy>=1.0")[2]
     assert software.installed("no-such-package>=1")[1:] == ("", False)

@@ -71,11 +71,31 @@ def test_the_numbers_are_these_on_every_machine(fill: Fill) -> None:
     assert digest == "97ec9801bd9624eb5e4a7f47656b84acdd10c62f93e0d82c5a37b3ccf94c3c49"
 
 
-def test_numpy_makes_them_where_nothing_compiled_is_in_use() -> None:
-    code = "from latentmill import normals as m; print(m.normals is m._normals, m.draw is m._draw)"
+@pytest.mark.parametrize(
+    ("before", "reason"),
+    [
+        ("sys.modules['latentmill.transforms._resample'] = None", "it was not built"),
+        ("import latentmill.compiled as c; c._INTERFACE = 1", "it was built of another version"),
+        ("import latentmill.compiled as c; c.load().normals = lambda key, out: out.fill(1)", "rounds differently"),
+        ("import latentmill.compiled as c; c.load().draw = lambda m, key, out, *_: out.fill(1)", "rounds differently"),
+    ],
+    ids=["none", "another version", "other numbers", "other draws"],
+)
+def test_numpy_makes_them_where_the_compiled_module_cannot(before: str, reason: str) -> None:
+    code = f"import sys; {before}; from latentmill import normals as m; print(m.normals is m._normals, m.REASON)"
+    if not KERNELS and "sys.modules" not in before:
+        pytest.skip("the compiled module is not there")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("True ")
+    assert reason in done.stdout
+
+
+@pytest.mark.skipif(not KERNELS, reason="the compiled module is not there")
+def test_they_do_not_hang_on_which_resampler_is_in_use() -> None:
+    code = "from latentmill import normals as m; print(m.normals is m._normals, m.REASON)"
     environment = os.environ | {resample.VARIABLE: "pillow"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout == "True True\n"
+    assert done.stdout == "False \n"
 
 
 @pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 128, 255, 256, 257, 511, 4096, 4099, 40_000])
@@ -93,6 +113,14 @@ def test_numbers_are_what_exact_functions_give_of_the_words() -> None:
     angle = np.pi * (words[:, 1] % 2**31 - 2**30) / 2**31 + np.pi * (words[:, 1] >= 2**31)
     exact = np.stack([root * np.cos(angle), root * np.sin(angle)]).transpose(2, 1, 0, 3).reshape(-1)
     assert np.abs(made(module.normals, 77, 128_000) - exact).max() < 1.5e-6
+
+
+def test_the_largest_number_is_as_exact_as_told() -> None:
+    """The largest radius, with the angle that is worst among a seventh of all."""
+    radius, word = np.sqrt(-2 * np.log(2.0**-33)), 2144584993
+    angle = np.pi * (word % 2**31 - 2**30) / 2**31
+    found = module._pairs(np.zeros((1, 1, 1), np.uint32), np.full((1, 1, 1), word, np.uint32)).reshape(-1)
+    assert np.abs(found - radius * np.array([np.cos(angle), np.sin(angle)])).max() < 1.9e-6
 
 
 # the ends
@@ -218,6 +246,14 @@ def test_the_compiled_one_refuses_what_it_is_not_made_for() -> None:
     for bad in (*wrong[1:], b"123456781234567812345678"):
         with pytest.raises((ValueError, BufferError)):
             _resample.normals(0, bad)
+
+
+def test_numpys_form_refuses_it_too() -> None:
+    for bad in (np.zeros(12, np.float64), np.zeros((4, 6), np.float32)[:, ::2]):
+        with pytest.raises(ValueError, match="must be float32 and contiguous"):
+            module._normals(0, bad)
+        with pytest.raises(ValueError, match="must be float32 and contiguous"):
+            module._draw(bad, 0, np.zeros(6, np.float32), 0.0, 1.0)
 
 
 def test_keys_repeat_after_a_seed_and_go_on_with_the_generators_state() -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from latentmill.compiled import compiled
 from latentmill.formats import parts
-from latentmill.transforms.resample import compiled
 
 pytestmark = pytest.mark.skipif(not parts.AVAILABLE, reason="this system does not read at a place into buffers")
 FORMS = {

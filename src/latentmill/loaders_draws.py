@@ -56,7 +56,7 @@ class Draws:
             return self._normalised(mean, np.empty_like(mean))
         z = np.empty((half, *stored.shape[1:]), np.float32)
         key = drawn_key()
-        if plain is not None and stored.flags.c_contiguous:
+        if plain is not None and stored.flags.c_contiguous and stored.flags.aligned:
             draw(stored, key, z, *plain)
             return torch.from_numpy(z)
         normals(key, z)

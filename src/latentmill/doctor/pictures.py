@@ -26,7 +26,7 @@ _SIDES = (256, 64)  # of the crops that are compared: with and without halving
 
 def findings() -> list[Finding]:
     photos = _photos()
-    return [_decoders(), _same_pixels(photos), _resampler(), _same_crops(photos), _png()]
+    return [_decoders(), _same_pixels(photos), _resampler(), _same_crops(photos), _draws(), _png()]
 
 
 def _photos() -> list[bytes]:
@@ -98,6 +98,15 @@ def _resampler() -> Finding:
         return Finding(GROUP, "resampler", "native (the package's own, compiled)")
     advice = "crops take several times as long; install a C compiler, then reinstall latentmill"
     return Finding(GROUP, "resampler", f"{resample.IMPLEMENTATION}: {resample.REASON}", "warning", advice)
+
+
+def _draws() -> Finding:
+    from latentmill import normals
+
+    if not normals.REASON:
+        return Finding(GROUP, "loaders' draws", "native (the package's own, compiled)")
+    advice = "loading a drawn latent takes several times as long; install a C compiler, then reinstall latentmill"
+    return Finding(GROUP, "loaders' draws", f"NumPy: {normals.REASON}", "warning", advice)
 
 
 def pillow_crop(pixels: Array, side: int) -> Array:

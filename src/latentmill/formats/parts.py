@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from latentmill.transforms.resample import compiled
+from latentmill.compiled import compiled
 
 _OPEN = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)
 

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from latentmill.checksums import crc32
+from latentmill.compiled import compiled
 from latentmill.formats.payload import png_bytes
 from latentmill.records import Array
-from latentmill.transforms.resample import compiled, stored_planes
+from latentmill.transforms.resample import stored_planes
 
 _HEAD = 43  # signature, IHDR, IDAT's length and kind, zlib's header
 _IDAT = 37  # where IDAT's kind begins, and with it what its CRC-32 is of

@@ -1,10 +1,11 @@
-"""The compiled half of `resample`, `normals` and `formats.parts`; its C is in `native/`. They check what it gets."""
+"""The compiled half of `resample`, `normals` and `formats.parts`, which check what it gets. Its C is in `native/`."""
 
 from typing import Any
 
 Table = Any  # a capsule
 
 KERNELS: tuple[str, ...]
+INTERFACE: int
 
 def resize(
     pixels: Any,

@@ -3,15 +3,13 @@
 BOX, BILINEAR, BICUBIC and LANCZOS are computed in C (`native/`), without the interpreter's lock. Where that was not
 built, does not agree with the Pillow that is installed, or LATENTMILL_RESAMPLER=pillow says so, Pillow does the work;
 the result is the same. The choice is made once, at import. Pairs of sizes are (height, width).
-What else is compiled for pictures has its two forms here as well; `compiled` gives others the rest of the module.
+What else is compiled for pictures has its two forms here as well.
 """
 
 from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -135,11 +133,6 @@ def _chosen() -> tuple[Native | None, str]:
         if asked == "native":
             raise ConfigError(f"{VARIABLE} is native, but the compiled resampler cannot be used: {error}") from error
         return None, f"the compiled resampler cannot be used: {error}"
-
-
-def compiled(name: str) -> Callable[..., Any] | None:
-    """A function of the compiled module; None where that is not in use, or has none of that name on this system."""
-    return None if _native is None else getattr(_native.module, name, None)
 
 
 _native, REASON = _chosen()  # REASON: why it is Pillow that works; empty where it is not

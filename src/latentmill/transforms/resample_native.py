@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 from PIL import Image
 from PIL import __version__ as version
 
+from latentmill.compiled import load
 from latentmill.records import Array
 
 Size = tuple[int, int]
@@ -92,14 +92,7 @@ class Native:
 
 def find() -> Native:
     """The compiled resampler. Raises ImportError where it was not built, or does not agree with Pillow."""
-    try:
-        module = import_module("latentmill.transforms._resample")
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            "it was not built: install a C compiler and Python's headers, and latentmill again"
-        ) from error
-    if not hasattr(module, "normals"):
-        raise ImportError("it was built of an earlier version: install latentmill again")
+    module = load()
     for order in (_across_first, _less_work_first):
         native = Native(module, order)
         if all(_agrees(native, trial, method) for trial in _TRIALS for method in FILTERS):

@@ -1,0 +1,31 @@
+"""The module that is compiled of `native/`: whether it is there, and of this version."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+_INTERFACE = 2  # as in native/module.c; another one takes other arguments
+
+
+def load() -> ModuleType:
+    """Raises ImportError, which says what to do. What it computes is for its users to compare."""
+    try:
+        module = import_module("latentmill.transforms._resample")
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            "it was not built: install a C compiler and Python's headers, and latentmill again"
+        ) from error
+    if getattr(module, "INTERFACE", None) != _INTERFACE:
+        raise ImportError("it was built of another version: install latentmill again")
+    return module
+
+
+def compiled(name: str) -> Callable[..., Any] | None:
+    """One of its functions; None where it cannot be used, or has none of that name on this system."""
+    try:
+        return getattr(load(), name, None)
+    except ImportError:
+        return None
