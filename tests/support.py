@@ -104,6 +104,50 @@ def without_columns(dataset: Path) -> Path:
     return dataset
 
 
+# programs whose output is lost
+
+GONE, FULL = "nobody reads the output any more", "the output cannot be written: No space left on device"
+GOES_ON = ". What is committed stays; run the same command again to go on"
+HAS_FULL = Path("/dev/full").exists()
+
+
+def unread(*arguments: object) -> tuple[int, str]:
+    """Exit code and stderr of a program whose stdout is a pipe that nobody reads."""
+    line = list(map(str, arguments))
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        errors = process.stderr.read()
+    return process.returncode, errors
+
+
+def on_full_disk(*arguments: object) -> tuple[int, str]:
+    """The same with a stdout that has no room."""
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        done = subprocess.run(list(map(str, arguments)), stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    return done.returncode, done.stderr
+
+
+_SLOW_PROGRAM = (
+    "import time, latentmill.loading as loading; fast = loading.decode_reduced;"
+    " loading.decode_reduced = lambda *given: time.sleep(0.1) or fast(*given);"
+    " from latentmill.__main__ import main; main()"
+)
+
+
+def read_once(*arguments: object) -> tuple[str, int, str]:
+    """Of `latentmill` with these arguments, slowed: its first line, after which nobody reads, exit code and stderr."""
+    line = [sys.executable, "-c", _SLOW_PROGRAM, *map(str, arguments), "--num-workers", "1"]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        first = process.stdout.readline()
+        process.stdout.close()
+        errors = process.stderr.read()
+    return first, process.returncode, errors
+
+
 # processes that are killed
 
 CAN_FORK = sys.platform == "linux"

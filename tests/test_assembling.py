@@ -127,6 +127,15 @@ def test_one_encoder_needs_no_name_and_masked_positions_are_zero(tmp_path: Path)
     assert cut["prompt_attention_mask"].sum(1).tolist() == [4, 6]
 
 
+def test_ids_are_where_the_features_are_whatever_the_default_device(tmp_path: Path) -> None:
+    texts = opened(tmp_path, {"": True}, [5, 5], "prompt")
+    found = batch(texts)
+    with torch.device("meta"):
+        ids = assemble("flux.2-klein", found, "prompt")["text_ids"]
+    assert ids is not None
+    assert ids[1].tolist() == [[0, 0, 0, number] for number in range(5)]
+
+
 def test_what_is_missing_is_named(texts: dict[str, TextFeatures]) -> None:
     with pytest.raises(ConfigError, match=r"no set of text encoders 'sd4'. There are: pixart-sigma, sd3"):
         assemble("sd4", batch(texts))

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import typer
 
 from latentmill import cli as command_line
 from latentmill import dropin
-from support import PHOTOS, cli, command, contents
+from support import FULL, GOES_ON, GONE, HAS_FULL, PHOTOS, cli, command, contents, on_full_disk, read_once, unread
 
 ROOT = Path(__file__).parents[1]
 SIZE = ("--resolution", "32x32")
@@ -169,14 +170,65 @@ def test_a_fault_of_ours_is_one_line_and_a_traceback_only_on_request(photos: Pat
     assert "Traceback" in run.stderr
 
 
-def test_a_reader_that_goes_away_is_no_fault(photos: Path, tmp_path: Path) -> None:
+NEEDS_FULL = pytest.mark.skipif(not HAS_FULL, reason="/dev/full is Linux's")
+AS_COMMAND, AS_DROP_IN = [*command()], [sys.executable, str(ROOT / "dataset_tools.py")]
+AS_FEATURES = [sys.executable, str(ROOT / "tools" / "extract_features.py")]
+
+
+@pytest.mark.parametrize("program", [AS_COMMAND, AS_DROP_IN], ids=["latentmill", "dataset_tools"])
+@pytest.mark.parametrize(
+    ("ending", "told"), [(unread, GONE), pytest.param(on_full_disk, FULL, marks=NEEDS_FULL)], ids=["pipe", "full"]
+)
+def test_where_its_output_is_lost_a_job_says_so_and_goes_on_later(
+    photos: Path, tmp_path: Path, program: list[str], ending: Callable[..., tuple[int, str]], told: str
+) -> None:
+    arguments = (*program, "convert", "--source", photos, "--dest", tmp_path / "out", *SIZE)
+    assert ending(*arguments) == (2, f"error: {told}{GOES_ON}\n")
+    again = subprocess.run(list(map(str, arguments)), capture_output=True, text=True, timeout=60)
+    assert again.returncode == 0, again.stderr
+    assert len(list((tmp_path / "out").rglob("*.png"))) == 12
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [*AS_COMMAND, "--help"],
+        [*AS_COMMAND, "convert", "--help"],
+        [*AS_COMMAND, "--version"],
+        [*AS_COMMAND, "models"],
+        [*AS_DROP_IN, "convert", "--help"],
+        [*AS_FEATURES, "--help"],
+    ],
+    ids=["help", "command", "version", "models", "dataset_tools", "extract_features"],
+)
+def test_what_only_shows_something_says_where_it_has_no_room(arguments: list[str]) -> None:
+    """Of a reader that leaves, as `head` does, it says nothing."""
+    assert unread(*arguments) == (2, "")
+    if HAS_FULL:
+        assert on_full_disk(*arguments) == (2, f"error: {FULL}\n")
+
+
+def test_a_problem_that_nobody_hears_of_is_not_told_as_found(photos: Path, tmp_path: Path) -> None:
+    """Exit code 1 is that of `verify` where something is wrong."""
+    assert cli("convert", "--source", photos, "--dest", tmp_path / "out", *SIZE).returncode == 0
+    assert unread(*command("verify", tmp_path / "out")) == (2, "")
+
+
+def test_where_nothing_can_be_told_the_exit_code_remains(photos: Path, tmp_path: Path) -> None:
+    (photos / "c0" / "bad.jpg").write_bytes(b"")  # of which a warning may come
+    reads, writes = os.pipe()
+    os.close(reads)
     arguments = command("convert", "--source", photos, "--dest", tmp_path / "out", *SIZE)
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        process.stdout.close()
-        errors = process.stderr.read()
-    assert "Traceback" not in errors
+    try:
+        assert subprocess.run(arguments, stdout=writes, stderr=writes, timeout=60).returncode == 2
+    finally:
+        os.close(writes)
+
+
+def test_a_reader_that_goes_away_amid_the_job(photos: Path, tmp_path: Path) -> None:
+    first, code, errors = read_once("convert", "--source", photos, "--dest", tmp_path / "out", *SIZE)
+    assert first
+    assert (code, errors) == (2, f"error: {GONE}{GOES_ON}\n")
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a pseudo-terminal")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from support import cli, command, make_photos
+from support import FULL, GOES_ON, GONE, HAS_FULL, cli, command, make_photos, on_full_disk, read_once, unread
 
 SIZE = ("--resolution", "32x32")
 COMMON = {"event", "version", "time", "command"}
@@ -179,15 +179,26 @@ def test_what_a_library_prints_is_not_on_stdout(photos: Path, tmp_path: Path) ->
     assert "a program too" in run.stderr
 
 
+@pytest.mark.parametrize("full", [False, True], ids=["pipe", "full"])
+def test_where_nobody_listens_from_the_start_nothing_begins(photos: Path, tmp_path: Path, full: bool) -> None:
+    if full and not HAS_FULL:
+        pytest.skip("/dev/full is Linux's")
+    log = tmp_path / "log"
+    arguments = command("convert", "--source", photos, "--dest", tmp_path / "out", *SIZE, "--log-file", log, "--json")
+    assert (on_full_disk if full else unread)(*arguments) == (2, f"error: {FULL if full else GONE}\n")
+    assert f"error: {FULL if full else GONE}" in log.read_text()
+    assert '"exit_code": 2' in log.read_text()
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_reader_that_goes_away_ends_it(photos: Path, tmp_path: Path) -> None:
-    arguments = command("convert", "--source", photos, "--dest", tmp_path / "out", *SIZE, "--json")
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        process.stdout.close()
-        errors = process.stderr.read()
-    assert process.returncode == 1
-    assert errors == ""
+    log = tmp_path / "log"
+    arguments = ("convert", "--source", photos, "--dest", tmp_path / "out", *SIZE, "--log-file", log)
+    first, code, errors = read_once(*arguments, "--json")
+    assert json.loads(first)["event"] == "start"
+    assert (code, errors) == (2, f"error: {GONE}{GOES_ON}\n")
+    assert GONE + GOES_ON in log.read_text()
+    assert cli(*arguments).returncode == 3  # the one that is no photo
 
 
 def test_names_that_are_not_utf8_are_json_all_the_same(tmp_path: Path) -> None:

@@ -142,6 +142,20 @@ def test_draws_normalised_by_channel_have_unit_variance(root: Path) -> None:
     assert torch.allclose(drawn.mean(dim=(0, 2, 3)), torch.zeros(4), atol=0.05)
 
 
+@pytest.mark.parametrize("normalize", ["factor", "channel", "none"])
+def test_whatever_the_default_device_samples_are_on_the_cpu(root: Path, normalize: str) -> None:
+    """`torch.set_default_device` is for a model's sake; `meta` stands for a GPU."""
+    runs = []
+    for device in ("cpu", "meta"):
+        torch.manual_seed(3)
+        with torch.device(device):
+            dataset = latentmill.load(root / "vae-sd", root / "images", normalize=normalize)
+            runs.append(latentmill.collate([dataset[position] for position in range(COUNT)]))
+            assert dataset.denormalize(runs[-1]["latent"]).device.type == "cpu"
+    for name in ("moments", "latent", "image", "label"):
+        assert torch.equal(runs[0][name], runs[1][name])
+
+
 @pytest.mark.parametrize("store", ["mean", "sample"])
 def test_other_statistics_are_the_latent_itself(root: Path, store: str) -> None:
     dataset = latentmill.load(root / store, root / "images", normalize="none")

@@ -275,6 +275,24 @@ def test_dropout_gives_the_stored_features_of_the_empty_caption(data: Path) -> N
     assert {always[n]["captions"]["caption"] for n in range(12)} == {""}
 
 
+def test_batches_are_the_same_whatever_the_default_device(data: Path) -> None:
+    chosen = {"captions": {"prompt": 1, "sharegpt4v": 1}, "caption_dropout": 0.3, "missing_text": "drop"}
+    runs = []
+    for device in ("cpu", "meta"):
+        torch.manual_seed(4)
+        with torch.device(device):
+            dataset = latentmill.load(data, normalize="channel", **chosen)
+            batches = list(latentmill.BucketSampler(dataset, 3))
+            runs.append([latentmill.collate([dataset[position] for position in batch]) for batch in batches])
+    assert len({name for batch in runs[0] for name in batch["caption_name"]}) == 2
+    for first, second in zip(*runs, strict=True):
+        assert (first["key"], first["caption_name"]) == (second["key"], second["caption_name"])
+        assert first["captions"] == second["captions"]
+        assert torch.equal(first["latent"], second["latent"])
+        for name in ("text_features", "text_mask"):
+            assert torch.equal(first[name]["caption"], second[name]["caption"])
+
+
 # storage, and batches
 
 

@@ -128,6 +128,19 @@ def test_draws_follow_the_seed(root: Path) -> None:
         assert torch.equal(first["image"], second["image"])
 
 
+def test_draws_are_the_same_whatever_the_default_device(root: Path) -> None:
+    runs = []
+    for device in ("cpu", "meta"):
+        torch.manual_seed(5)
+        with torch.device(device):
+            dataset = latentmill.load(root / "z", root / "x", vision=root / "dino", variants=True)
+            runs.append(latentmill.collate([dataset[position] for position in range(COUNT)]))
+    assert len(set(map(tuple, runs[0]["crop"].tolist()))) > 1
+    for name in ("flip", "crop", "latent", "image", "label"):
+        assert torch.equal(runs[0][name], runs[1][name])
+    assert torch.equal(runs[0]["vision"]["dino"], runs[1]["vision"]["dino"])
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="fork is Linux's")
 def test_workers_draw_anew_in_every_epoch(root: Path) -> None:
     dataset = latentmill.load(root / "z", vision=[root / "dino"], variants=True, posterior="mean")

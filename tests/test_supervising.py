@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import latentmill
+from feature_jobs import small
 from latentmill import supervising
 from support import CAN_FORK, contents, descendants, ledger, make_photos, running, wait_until, work_folder
 
@@ -26,9 +27,17 @@ _DROP_IN = (
     "import sys, latentmill.job as job; job.SHARD_SECONDS = 1e-9; {};"
     " from latentmill.__main__ import begin; begin('latentmill.dropin', sys.argv[1:])"
 )
+_FEATURES = (
+    "import latentmill.job as job; job.SHARD_SECONDS = 1e-9; {};"
+    " from latentmill.__main__ import begin; begin('latentmill.dropin_features', ['pixart'])"
+)
 _SLOW = (
     "import time, latentmill.loading as loading; fast = loading.decode_reduced;"
     " loading.decode_reduced = lambda *given: time.sleep(0.02) or fast(*given)"
+)
+_COLLECTED = (
+    f"{_SLOW}; import gc; slow = loading.decode_reduced;"
+    " loading.decode_reduced = lambda *given: slow(*given) if gc.isenabled() else 1 / 0"
 )
 
 
@@ -84,7 +93,7 @@ def test_killed_amid_its_work(photos: Path, tmp_path: Path, command: str, suffix
 def test_a_drop_in_program_goes_on_too(photos: Path, tmp_path: Path) -> None:
     """The reference's command line, of which one process does all the work."""
     arguments = program("convert", photos, tmp_path / "out")
-    arguments[arguments.index("-c") + 1] = _DROP_IN.format(_SLOW)
+    arguments[arguments.index("-c") + 1] = _DROP_IN.format(_COLLECTED)
     latentmill.convert(photos, tmp_path / "calm", **CROP, batch_size=BATCH, num_workers=1)
     with started(arguments) as process:
         child = child_of(process)
@@ -94,6 +103,30 @@ def test_a_drop_in_program_goes_on_too(photos: Path, tmp_path: Path) -> None:
     assert process.returncode == 0, errors
     assert WARNING in " ".join(errors.split())
     assert same_files(tmp_path / "out", tmp_path / "calm")
+
+
+def test_the_drop_in_for_features_goes_on_too(tmp_path: Path) -> None:
+    data = small(tmp_path, tall=False)
+    for number in range(COUNT):
+        data.add(f"more/{number}.png", "another")
+    data.write()
+    table, name = data.table.parent, "img_sdxl_vae_features_512resolution_ms_new"
+
+    def features(save_root: Path) -> list[str]:
+        options = {"dataset_root": table, "vae_json_file": table / "data_info.json", "vae_save_root": save_root}
+        told = [f"--{option}={value}" for option, value in options.items()]
+        chosen = ["--run_vae_feature_extract", "--multi_scale", "--vae_models_dir=fake"]
+        return [sys.executable, "-c", _FEATURES.format(_COLLECTED), *chosen, *told]
+
+    subprocess.run(features(tmp_path / "calm"), check=True, capture_output=True, timeout=60)
+    with started(features(tmp_path / "out")) as process:
+        child = child_of(process)
+        assert wait_until(lambda: len(ledger(tmp_path / "out" / name)) >= 2)
+        os.kill(child, signal.SIGKILL)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert WARNING in " ".join(errors.split())
+    assert same_files(tmp_path / "out" / name, tmp_path / "calm" / name)
 
 
 def test_the_image_that_kills_is_rejected(photos: Path, tmp_path: Path) -> None:

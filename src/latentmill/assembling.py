@@ -85,7 +85,7 @@ def _flux(features: Parts, mask: Parts, pooled: Parts) -> dict[str, torch.Tensor
 def _flux2_klein(features: Parts, mask: Parts, pooled: Parts) -> dict[str, torch.Tensor | None]:
     qwen = _of(features, "qwen")
     ids = torch.zeros((*qwen.shape[:2], 4), dtype=torch.int64, device=qwen.device)
-    ids[..., 3] = torch.arange(qwen.shape[1])
+    ids[..., 3] = torch.arange(qwen.shape[1], device=qwen.device)
     return {"prompt_embeds": qwen, "text_ids": ids}
 
 

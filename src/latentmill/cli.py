@@ -248,7 +248,7 @@ def models() -> None:
         print_models()
         return 0
 
-    guarded(show)
+    guarded(show, commits=False)
 
 
 def demo(

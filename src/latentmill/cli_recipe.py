@@ -99,7 +99,7 @@ def init(
         )
         return 0
 
-    guarded(work)
+    guarded(work, commits=False)
 
 
 def _show(found: RecipePlan) -> None:

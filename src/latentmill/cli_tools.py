@@ -73,7 +73,7 @@ def bench(
             show(report)
         return 0
 
-    guarded(work)
+    guarded(work, commits=False)
 
 
 def doctor(

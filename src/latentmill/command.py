@@ -16,13 +16,14 @@ from typing import Annotated, Any, ClassVar
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from latentmill.errors import ConfigError
+from latentmill.errors import ConfigError, LatentmillError
 from latentmill.events import emit, events_of
 from latentmill.guard import EXIT_FAILED, begun, guarded, state
 from latentmill.logfile import log_to
 from latentmill.mistakes import ClickError, explained, refuse_empty_paths
 from latentmill.options import PICTURE_PANEL, RERUN_PANEL, SOURCE_PANEL, SPEED_PANEL, TEXT_PANEL, VAE_PANEL
 from latentmill.screen import err, out, shown
+from latentmill.streams import OutputLost
 
 TRY, RECIPES, BEFORE = "First steps", "Recipes: everything in one pass", "Before: look at photos"
 PREPARE, AFTER, MACHINE = "Prepare data", "After: look at results", "Models and machine"
@@ -124,20 +125,23 @@ def _run(entry: Entry, values: dict[str, Any]) -> None:
     log: Path | None = values.pop("log_file")
     state.debug, state.suggesting = bool(values.pop("debug")) or state.debug, True
     with _silent(as_json or quiet), ExitStack() as opened:
-        refused = None
+        refused: LatentmillError | None = None
         try:
             _check_log(log, values)
             opened.enter_context(log_to(log))
         except ConfigError as error:
             refused = error
-        opened.enter_context(events_of(entry.name, as_json, values))
+        try:
+            opened.enter_context(events_of(entry.name, as_json, values))
+        except OutputLost as lost:
+            refused = LatentmillError(lost.reason)
         if refused is not None:
             guarded(_refusing(refused))
         begun()
         entry.function(**values)
 
 
-def _refusing(error: ConfigError) -> Callable[[], int]:
+def _refusing(error: LatentmillError) -> Callable[[], int]:
     def refuse() -> int:
         raise error
 

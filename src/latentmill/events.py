@@ -32,6 +32,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
+from latentmill.streams import lost
+
 VERSION = 1
 
 
@@ -74,11 +76,9 @@ def _write(stream: TextIO, line: str) -> None:
     try:
         stream.write(line)
         stream.flush()
-    except BrokenPipeError as error:
+    except OSError as error:
         _telling.stream = None
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())  # what is flushed at the end
-        raise SystemExit(1) from error
+        raise lost(stream, error) from error
 
 
 def _now() -> str:

@@ -6,12 +6,11 @@ Exit codes: 0 done; 1 `verify` found something wrong; 2 could not be done; 3 don
 from __future__ import annotations
 
 import gc
-import io
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -23,6 +22,8 @@ import typer
 from latentmill import logfile
 from latentmill.errors import LatentmillError
 from latentmill.events import emit
+from latentmill.streams import EXIT_FAILED as EXIT_FAILED
+from latentmill.streams import OutputLost, flush_all, told
 from latentmill.supervising import killed_before, told_ending
 from latentmill.terminal import Board, err, shown, suggest, summarise, warn
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from latentmill.recipe import Recipe
 
 ShownAs = Callable[[str], tuple[str, str]]
-EXIT_FOUND, EXIT_FAILED, EXIT_REJECTS, EXIT_STOPPED = 1, 2, 3, 130
+EXIT_FOUND, EXIT_REJECTS, EXIT_STOPPED = 1, 3, 130
 _STOPS = signal.SIGINT, signal.SIGTERM
 _BLAS = "OPENBLAS_NUM_THREADS"
 _GOES_ON = "What is committed stays; run the same command again to go on"
@@ -75,14 +76,17 @@ def importing() -> Iterator[None]:
 
 def run_program(app: typer.Typer) -> None:
     """Run a whole command line."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # file names that are not UTF-8 can be shown
-    try:
-        app()
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(EXIT_FAILED)
+    with told():
+        try:
+            try:
+                app()
+            finally:
+                flush_all()
+        except OutputLost as lost:
+            if not lost.gone:
+                with suppress(OutputLost):
+                    err.print(f"[red]error:[/] {shown(lost.reason)}")
+            sys.exit(EXIT_FAILED)
 
 
 def begun() -> None:
@@ -165,6 +169,12 @@ def guarded(work: Callable[[], int], commits: bool = True) -> None:
         err.print(stopped)
         emit("error", type="Stopped", text=stopped)
         code = EXIT_STOPPED
+    except OutputLost as lost:
+        text = f"{lost.reason}. {_GOES_ON}" if commits else lost.reason
+        if commits or not lost.gone:  # who has seen enough of a list knows it
+            err.print(f"[red]error:[/] {shown(text)}")
+        emit("error", type="OutputLost", text=text)
+        code = EXIT_FAILED
     except LatentmillError as error:
         _show_traceback()
         for each in getattr(error, "errors", {}).values() or (error,):  # of several outputs

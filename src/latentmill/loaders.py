@@ -251,8 +251,9 @@ class LatentDataset(Dataset[Sample]):
         if statistics is None:
             raise ConfigError("normalize='channel' needs statistics, and these latents have none")
         spread = statistics.std_sampled if self.posterior == "sample" else statistics.std
-        shift = torch.tensor(statistics.mean).view(-1, 1, 1)
-        return Affine(shift, torch.tensor([1 / max(value, 1e-12) for value in spread]).view(-1, 1, 1))
+        scale = [1 / max(value, 1e-12) for value in spread]
+        shift, factor = (torch.tensor(each, device="cpu").view(-1, 1, 1) for each in (statistics.mean, scale))
+        return Affine(shift, factor)
 
     def release(self) -> None:
         """Let go of the pages of the index that were looked at while opening."""
@@ -299,7 +300,7 @@ class LatentDataset(Dataset[Sample]):
         return sample
 
     def _add_text(self, sample: dict[str, Any], position: int, key: str) -> None:
-        dropped = bool(self.caption_dropout) and torch.rand(()).item() < self.caption_dropout
+        dropped = bool(self.caption_dropout) and torch.rand((), device="cpu").item() < self.caption_dropout
         chosen = None
         if self._choice is not None:
             labels, weights = self._choice

@@ -148,7 +148,7 @@ class Index:
         if rows.shape[1] == 1:
             return 0, rows.item(position, 0)
         choices = np.flatnonzero(rows[position] != ABSENT)
-        variant = choices.item(int(torch.randint(len(choices), ())))
+        variant = choices.item(int(torch.randint(len(choices), (), device="cpu")))
         return variant, rows.item(position, variant)
 
     def keep(self, positions: Array) -> None:

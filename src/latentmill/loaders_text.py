@@ -97,7 +97,7 @@ def encodings(
     sample: dict[str, dict[str, Any]] = {
         "captions": {name: one.caption for name, one in found.items()},
         "text_features": features,
-        "text_mask": {name: torch.ones(len(array), dtype=torch.int64) for name, array in features.items()},
+        "text_mask": {name: array.new_ones(len(array), dtype=torch.int64) for name, array in features.items()},
     }
     return sample | {"text_pooled": pooled} if pooled else sample
 
@@ -116,7 +116,7 @@ def check_weights(weights: Mapping[str, float], texts: Mapping[str, TextFeatures
     widths = {label: _widths(label, texts) for label in chosen}
     if len(set(widths.values())) > 1:
         raise ConfigError(f"captions to choose among must have features of one width. Found: {widths}")
-    return list(chosen), torch.tensor(list(chosen.values()), dtype=torch.float64)
+    return list(chosen), torch.tensor(list(chosen.values()), dtype=torch.float64, device="cpu")
 
 
 def _widths(label: str, texts: Mapping[str, TextFeatures]) -> int | str:
@@ -149,7 +149,7 @@ def collate(samples: Sequence[Mapping[str, Any]], max_length: int | None = None)
         elif isinstance(first, torch.Tensor):
             batch[name] = _stacked(name, values)
         else:
-            batch[name] = torch.tensor(values) if isinstance(first, int) else values
+            batch[name] = torch.tensor(values, device="cpu") if isinstance(first, int) else values
     return batch
 
 
@@ -166,7 +166,7 @@ def _stacked(name: str, values: list[torch.Tensor]) -> torch.Tensor:
 def _padded(features: Sequence[torch.Tensor], max_length: int | None) -> tuple[torch.Tensor, torch.Tensor]:
     length = max_length or max(map(len, features))
     result = features[0].new_zeros((len(features), length, features[0].shape[1]))
-    mask = torch.zeros((len(features), length), dtype=torch.int64)
+    mask = torch.zeros((len(features), length), dtype=torch.int64, device="cpu")
     for number, feature in enumerate(features):
         real = min(len(feature), length)
         result[number, :real] = feature[:real]

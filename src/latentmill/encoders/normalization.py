@@ -66,7 +66,7 @@ def affine(info: ModelInfo) -> Affine:
     )
     if known.kind == "scale-shift":
         return Affine(known.shift_factor or 0.0, known.scaling_factor or 1.0, patch=known.patch)
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (known.mean, known.std))
+    mean, std = (torch.tensor(values, device="cpu").view(-1, 1, 1) for values in (known.mean, known.std))
     if known.kind == "batch-norm":
         return Affine(mean, std, divides=True, patch=known.patch)
     return Affine(mean, 1.0 / std, patch=known.patch)  # their pipelines multiply by the reciprocal
