@@ -17,6 +17,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from latentmill import api
+from latentmill.encoders import pixels as encoders_pixels
 from latentmill.encoders import vae as encoders_vae
 from latentmill.encoders.models import resolve
 from latentmill.encoders.vae import DecoderSpec, VaeSpec, choose_device, prepare_device, to_input
@@ -115,6 +116,15 @@ def test_mean_is_the_first_half_of_moments(samples: list[Sample]) -> None:
     assert np.array_equal(
         arrays(spec(store="mean").open().encode(samples)), arrays(spec().open().encode(samples))[:, :4]
     )
+
+
+def test_another_default_device_changes_nothing(samples: list[Sample]) -> None:
+    """As in a script that called `torch.set_default_device("cuda")`."""
+    encoder = spec(store="sample").open()
+    expected = arrays(encoder.encode(samples))
+    with torch.device("meta"):
+        assert np.array_equal(arrays(encoder.encode(samples)), expected)
+        assert encoders_pixels.levels((-1.0, 1.0)).device.type == "cpu"
 
 
 def test_a_sample_depends_on_seed_and_image_alone(samples: list[Sample]) -> None:

@@ -36,7 +36,8 @@ def levels(pixel_range: tuple[float, float]) -> torch.Tensor:
     """float32 (256,): what each value of a byte becomes, by a CPU's arithmetic."""
     import torch
 
-    return normalised(torch.arange(_BYTES, dtype=torch.uint8).view(1, 1, _BYTES, 1), pixel_range).flatten()
+    every = torch.arange(_BYTES, dtype=torch.uint8, device="cpu")
+    return normalised(every.view(1, 1, _BYTES, 1), pixel_range).flatten()
 
 
 def looked_up(values: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:

@@ -64,7 +64,7 @@ class Cuda:
     def pinned(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         import torch
 
-        return torch.empty(tuple(shape), dtype=dtype, pin_memory=True)
+        return torch.empty(tuple(shape), dtype=dtype, pin_memory=True, device="cpu")
 
     def to_device(self, host: torch.Tensor, stream: Any) -> torch.Tensor:
         with self._cuda.stream(stream):

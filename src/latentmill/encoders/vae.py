@@ -268,7 +268,7 @@ class VaeEncoder:
 
         key = hashlib.sha256(f"{self.spec.seed} {sample.digest}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "little") >> 1)
-        noise = torch.randn(mean.shape, generator=generator, dtype=torch.float32).numpy()
+        noise = torch.randn(mean.shape, generator=generator, dtype=torch.float32, device="cpu").numpy()
         drawn: Array = mean + std * noise
         return drawn
 

@@ -138,7 +138,7 @@ def _batch_norm(family: Family, config: Config, buffers: Buffers) -> Normalizati
     expected = family.latent_channels(config) * _BATCH_NORM_PATCH**2
     if not len(mean) == len(variance) == expected:
         raise ModelError(f"its batch norm must have {expected} channels. Found: {len(mean)} and {len(variance)}")
-    std = torch.sqrt(torch.tensor(variance) + (eps or 0.0))
+    std = torch.sqrt(torch.tensor(variance, device="cpu") + (eps or 0.0))
     return Normalization(kind="batch-norm", mean=mean, std=std.tolist(), patch=_BATCH_NORM_PATCH)
 
 
