@@ -54,6 +54,7 @@ from latentmill.options import (
     Threads,
     TransformOption,
     TrustSource,
+    Workers,
 )
 from latentmill.terminal import Display, out, shown, summarise
 
@@ -92,10 +93,7 @@ def convert(
     transform: TransformOption = "none",
     exclude: Exclude = None,
     max_images: MaxImages = None,
-    num_workers: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Processes. Default: the usable cores.", rich_help_panel=SPEED_PANEL),
-    ] = None,
+    num_workers: Workers = None,
     batch_size: Annotated[
         int, typer.Option(metavar="N", help="Images handed to a worker at a time.", rich_help_panel=SPEED_PANEL)
     ] = 32,

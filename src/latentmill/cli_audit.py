@@ -12,7 +12,6 @@ from latentmill.command import BEFORE, add
 from latentmill.events import emit
 from latentmill.guard import EXIT_FOUND, guarded, plain
 from latentmill.options import (
-    SPEED_PANEL,
     TEXT_PANEL,
     CaptionColumn,
     CaptionExtension,
@@ -24,6 +23,7 @@ from latentmill.options import (
     MissingCaption,
     MultiLine,
     PathColumn,
+    Workers,
     caption_columns,
 )
 from latentmill.terminal import Display, counted, out, shown
@@ -64,9 +64,6 @@ _Model = Annotated[
         autocompletion=completing.text_encoders,
     ),
 ]
-_Workers = Annotated[
-    int | None, typer.Option(metavar="N", help="Processes. Default: the usable cores.", rich_help_panel=SPEED_PANEL)
-]
 
 
 def register(app: typer.Typer) -> None:
@@ -104,7 +101,7 @@ def audit(
     missing_caption: MissingCaption = Missing.reject,
     max_images: MaxImages = None,
     max_pixels: MaxPixels = 178_956_970,
-    num_workers: _Workers = None,
+    num_workers: Workers = None,
 ) -> None:
     """Look through photos and captions before anything is made of them.
 

@@ -22,6 +22,7 @@ from latentmill.options import (
     ExifOption,
     Indivisible,
     IndivisibleOption,
+    Threads,
 )
 from latentmill.terminal import Display, err, out, print_whole, shown, warn
 
@@ -48,10 +49,6 @@ _BatchSize = Annotated[
 ]
 _Dtype = Annotated[
     Dtype, typer.Option(help="Precision of encoding; decoding is in float32.", rich_help_panel=SPEED_PANEL)
-]
-_Threads = Annotated[
-    int | None,
-    typer.Option(metavar="N", help="CPU threads a forward. Default: the usable cores.", rich_help_panel=SPEED_PANEL),
 ]
 
 
@@ -89,7 +86,7 @@ def compare_vae(
     batch_size: _BatchSize = 8,
     device: Device = "auto",
     dtype: _Dtype = Dtype.float32,
-    threads: _Threads = None,
+    threads: Threads = None,
 ) -> None:
     """Compare VAEs on your own photos, before you encode a million of them.
 

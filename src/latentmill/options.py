@@ -298,6 +298,9 @@ PixelRange = Annotated[
 ]
 Revision = Annotated[str | None, typer.Option(help="Of the VAE's hub repository.", rich_help_panel=_VAE)]
 Subfolder = Annotated[str | None, typer.Option(help="Folder of the VAE inside the model.", rich_help_panel=_VAE)]
+Workers = Annotated[
+    int | None, typer.Option(metavar="N", help="Processes. Default: the usable cores.", rich_help_panel=SPEED_PANEL)
+]
 LoadingThreads = Annotated[
     int | None,
     typer.Option(metavar="N", help="Loading threads. Default: the usable cores.", rich_help_panel=SPEED_PANEL),

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from latentmill.streams import EXIT_FAILED
+
 SUPERVISED = frozenset({"convert", "encode", "decode", "pixart", "run"})  # what commits as it goes
 _KILLS = ("SIGKILL", "SIGSEGV", "SIGBUS", "SIGABRT", "SIGILL", "SIGFPE")  # what a process does not wish for itself
 _HANDED_ON = ("SIGINT", "SIGTERM", "SIGHUP")
-_EXIT_FAILED = 2  # as `guard` has it, which is not imported here
 _PR_SET_PDEATHSIG = 1
 _SHOW_CURSOR = "\x1b[?25h"
 
@@ -144,7 +145,7 @@ def _end_killed(code: int) -> NoReturn:
             f"go on{memory}\n"
         )
         sys.stderr.flush()
-    os._exit(_EXIT_FAILED)
+    os._exit(EXIT_FAILED)
 
 
 def _end_as(code: int) -> NoReturn:
