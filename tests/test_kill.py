@@ -14,13 +14,12 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import BinaryIO
 
 import pytest
 
 import latentmill
 from latentmill.errors import DestinationError, SettingsChangedError
-from latentmill.files import write_parts
+from latentmill.files import copy_bytes, write_parts
 from support import (
     CAN_FORK,
     command_of_small_shards,
@@ -382,20 +381,50 @@ def test_a_full_disk_at_every_change(memory: Path, suffix: str, update: bool) ->
 
 
 def test_in_the_middle_of_gathering_a_zip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shard that lost an image moves the one behind it: out of the archive, killed there, and then to its place."""
     steps = Steps(tmp_path, "convert", ".zip")
+    steps.photos[0].write_bytes(b"no picture")
     expected = steps.expected()
 
-    def half(target: BinaryIO, source: Path) -> None:
-        data = source.read_bytes()
-        target.write(data[: len(data) // 2])
-        target.flush()
+    def half(source: Path, start: int, size: int, target: int) -> None:
+        copy_bytes(source, start, size // 2, target)
         os.kill(os.getpid(), signal.SIGKILL)
 
     with monkeypatch.context() as patch:
-        patch.setattr("latentmill.formats.growing_zip.append_file", half)
+        patch.setattr("latentmill.formats.growing_zip.copy_bytes", half)
         for _ in range(2):
             assert fork_with(lambda count, event: None, partial(steps.run, num_workers=2)) == -signal.SIGKILL
-    steps.run()  # the parts that are there, then straight into the archive
+    steps.run()
+    assert steps.held() == expected
+
+
+@pytest.mark.parametrize("after", range(4))
+def test_in_the_middle_of_a_member_among_several_writers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    """The worker is killed in its place in the archive, then the whole run; another one goes on, with any number."""
+    steps = Steps(tmp_path, "convert", ".zip", count=8)
+    expected = steps.expected()
+    calls = tmp_path / "calls"
+    calls.write_bytes(b"")
+
+    def half(descriptor: int, parts: tuple[bytes, bytes]) -> int:
+        with calls.open("ab") as file:  # of all workers
+            file.write(b".")
+        if calls.stat().st_size <= after:
+            return write_parts(descriptor, parts)
+        write_parts(descriptor, (parts[0], parts[1][:100]))
+        if calls.stat().st_size > after + 2:
+            os.kill(os.getppid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
+        return 0
+
+    with monkeypatch.context() as patch:
+        patch.setattr("latentmill.formats.growing_zip.write_parts", half)
+        assert fork_with(lambda count, event: None, partial(steps.run, num_workers=2)) == -signal.SIGKILL
+    assert calls.stat().st_size > after + 2
+    assert not list((steps.place / "out.zip.latentmill" / "parts").glob("*.part"))
+    steps.run(num_workers=2 if after % 2 else 1)
     assert steps.held() == expected
 
 

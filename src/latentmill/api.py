@@ -113,7 +113,7 @@ def decode(source: str | Path, dest: str | Path, *, tell: Tell = quiet, **settin
         source=latents,
         load=LatentLoad(info.latent_channels),
         encoder=spec,
-        outputs=(Output("images", ImageLayout(), place, encoded=True),),
+        outputs=(Output("images", ImageLayout(), place, encoded=True, like=size and ((*size[::-1], 3), "uint8")),),
         describe={"images": Description(fingerprint, image_size=size, model=model.info)},
         batching=ByBucket(chosen.batch_size, lambda size: size) if bucketed else ByCount(chosen.batch_size),
         batch_size=chosen.batch_size,

@@ -60,7 +60,7 @@ def begin(job: Job, listing: Listing) -> Begun:
         remove_tree(place.work / "stage")
     done = set(plan.done())
     for place in job.places:
-        place.absorb(unbroken(done))
+        place.settle(done, unbroken(done))
     return Begun(plan, changes, done, started)
 
 

@@ -23,6 +23,7 @@ from latentmill.wording import printable as printable
 DIGEST = "sha256-128"  # SHA-256, its first 128 bits as 32 hexadecimal digits
 _DIGEST_DIGITS = 32
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_WRITES = os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0)
 
 
 def digest(data: bytes | memoryview) -> str:
@@ -152,16 +153,21 @@ def sync_filesystem(folder: Path) -> None:
 
 def new_file(path: Path | str, keep: int = 0) -> int:
     """A descriptor to write with, of a file whose first `keep` bytes stay, and at their end."""
-    flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0)
     if not keep:
-        return os.open(path, flags | os.O_TRUNC, 0o666)
-    descriptor = os.open(path, flags, 0o666)
+        return os.open(path, _WRITES | os.O_TRUNC, 0o666)
+    descriptor = file_at(path, keep)
     try:
         os.ftruncate(descriptor, keep)
-        os.lseek(descriptor, keep, os.SEEK_SET)
     except BaseException:
         os.close(descriptor)
         raise
+    return descriptor
+
+
+def file_at(path: Path | str, start: int) -> int:
+    """A descriptor to write with from `start` on, of a file that keeps all that is elsewhere."""
+    descriptor = os.open(path, _WRITES, 0o666)
+    os.lseek(descriptor, start, os.SEEK_SET)
     return descriptor
 
 
@@ -183,10 +189,16 @@ def stored_file(name: str, data: bytes) -> StoredFile:
     return StoredFile(name, len(data), digest(data), crc32(data))
 
 
-def append_file(target: BinaryIO, source: Path) -> None:
-    """Append a file's bytes to an open one."""
+def copy_bytes(source: Path, start: int, size: int, target: int) -> None:
+    """Write `size` bytes of a file, from `start` on, to a descriptor. Raises OSError where the file has fewer."""
     with source.open("rb") as file:
-        shutil.copyfileobj(file, target, 1 << 20)
+        file.seek(start)
+        while size:
+            block = file.read(min(size, 1 << 20))
+            if not block:
+                raise OSError(errno.EIO, f"{source} ends {size:,} bytes before it should")
+            write_parts(target, (block,))
+            size -= len(block)
 
 
 def process_name() -> str:

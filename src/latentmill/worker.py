@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from heapq import merge
 from itertools import groupby
 from operator import attrgetter
@@ -26,6 +26,7 @@ from latentmill.careful import Care, Inline
 from latentmill.encoders import heap
 from latentmill.errors import SampleError
 from latentmill.formats.containers import Container, ShardSink
+from latentmill.formats.stored_zip import member_bytes
 from latentmill.manifest import Plan
 from latentmill.records import Encoded, Outcome, Progress, Sample, ShardReport
 from latentmill.room import Room, bounded
@@ -42,12 +43,32 @@ Unit = tuple[tuple[int, ...], ...]  # of each part, the shards to run; what belo
 
 @dataclass(frozen=True)
 class Output:
-    """One dataset that is made: its layout, where it lies, and whether it stores pixels or what the encoder gives."""
+    """One dataset that is made: its layout, where it lies, and whether it stores pixels or what the encoder gives.
+
+    like: shape and dtype of the arrays that it stores, where they are told before.
+    """
 
     name: str
     layout: Layout
     container: Container
     encoded: bool
+    like: tuple[tuple[int, ...], str] | None = None
+
+    @cached_property
+    def file_bytes(self) -> int | None:
+        """Bytes of each file, as one of zeros has them; None where that is not known."""
+        return None if self.like is None else len(self.layout.to_bytes(np.zeros(*self.like)))
+
+    def reserve(self, plan: Plan, shard: int) -> None:
+        """Find a place in a zip for a shard that is about to be run beside others."""
+        each = self.file_bytes if self.container.is_zip else None
+        if each is not None:
+            self.container.reserve(shard, partial(self._most, plan, each))
+
+    def _most(self, plan: Plan, each: int, shard: int) -> int:
+        """Bytes of a shard in a zip if no image is rejected."""
+        refs = (ref for ref in plan.refs(shard) if not (ref.fault or ref.skip))
+        return sum(member_bytes(self.layout.name(ref.index, ref.key), each) for ref in refs)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ a reader never meets a file that is not whole. Metadata comes last, and `latentm
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -92,8 +92,14 @@ class FolderContainer:
     def side_file(self, name: str) -> Path:
         return self.path / name
 
+    def reserve(self, shard: int, most: Callable[[int], int]) -> None:
+        """Nothing to find, put in order or gather: a folder's shards lie where they belong."""
+
+    def settle(self, done: set[int], whole: int) -> None:
+        """Likewise."""
+
     def absorb(self, shards: int) -> None:
-        """Nothing to gather: a folder's shards lie where they belong."""
+        """Likewise."""
 
     def finish(self, members: dict[str, Path], files: Iterable[StoredFile]) -> None:
         """Move the metadata files into place, `latentmill.json` last."""
@@ -126,6 +132,14 @@ class ZipContainer:
     def side_file(self, name: str) -> Path:
         """Beside the zip: what is no part of the data."""
         return self.path.with_name(f"{self.path.name}.{name.removeprefix('latentmill-')}")
+
+    def reserve(self, shard: int, most: Callable[[int], int]) -> None:
+        """Find a place for a shard that one of several workers is about to be given (see `GrowingZip.reserve`)."""
+        self._growing.reserve(shard, most)
+
+    def settle(self, done: set[int], whole: int) -> None:
+        """Before a run: put in order what an earlier one left, whose shards `done` are done, with the first `whole`."""
+        self._growing.settle(done, whole)
 
     def absorb(self, shards: int) -> None:
         """Gather the first `shards` shards, which must be committed, in the archive."""

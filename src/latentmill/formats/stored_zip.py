@@ -33,6 +33,11 @@ def local_header(name: str, size: int, crc: int) -> bytes:
     return _LOCAL.pack(b"PK\3\4", _VERSION, 0, _STORED, 0, _FIXED_DATE, crc, size, size, len(encoded), 0) + encoded
 
 
+def member_bytes(name: str, size: int) -> int:
+    """Bytes that a member of `size` bytes takes with its header."""
+    return _LOCAL.size + len(name) + size
+
+
 def directory_entry(name: str, size: int, crc: int, offset: int) -> bytes:
     """A member's entry in the central directory; `offset` is where its local header starts."""
     encoded = name.encode("ascii")
@@ -113,7 +118,7 @@ def changed_records(path: Path, members: Sequence[tuple[str, int, int]]) -> list
             entry = directory_entry(name, size, crc, offset)
             if file.read(len(entry)) != entry:
                 changed.append(name)
-            offset += _LOCAL.size + len(name) + size
+            offset += member_bytes(name, size)
         end = end_records(len(members), file.tell() - start, start)
         if file.read() != end:
             changed.append("the archive's end")
@@ -131,7 +136,7 @@ class DirectoryWriter:
     def note(self, name: str, size: int, crc: int) -> None:
         """Take up the next member that already lies in the archive."""
         self._spool.write(directory_entry(name, size, crc, self._offset))
-        self._offset += _LOCAL.size + len(name) + size
+        self._offset += member_bytes(name, size)
         self._count += 1
 
     def append(self, name: str, source: Path) -> None:

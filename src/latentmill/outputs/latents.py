@@ -10,7 +10,6 @@ from latentmill.finish import Description
 from latentmill.formats.containers import Container, container
 from latentmill.formats.layouts import REPA, latent_layout
 from latentmill.formats.metadata import LatentInfo, ModelInfo, Value
-from latentmill.formats.repa import ImageLayout
 from latentmill.job import Job
 from latentmill.loading import AlteredLoad
 from latentmill.outcome import Event, Tell
@@ -25,7 +24,7 @@ from latentmill.outputs.common import (
     series,
     shared_vae,
 )
-from latentmill.outputs.pixels import check_square, image_load, pixel_fingerprint, result_size
+from latentmill.outputs.pixels import check_square, image_load, images_output, pixel_fingerprint, result_size
 from latentmill.outputs.processes import encoder_devices, encoder_threads, told
 from latentmill.outputs.shared import Shared
 from latentmill.passes import Prepared
@@ -67,10 +66,11 @@ def _prepared(chosen: LatentSettings, variant: Variant, shared: Shared, tell: Te
     fingerprint = _fingerprint(chosen, variant, spec, info, batch_size, threads)
     if layout != REPA:
         fingerprint |= {"layout": layout, "layout_package": origin(FORMATS, layout)}
-    outputs = [Output("latents", latent_layout(layout, chosen.store), place, encoded=True)]
+    like = latent.fixed_shape, latent.dtype
+    outputs = [Output("latents", latent_layout(layout, chosen.store), place, encoded=True, like=like)]
     describe = {"latents": Description(fingerprint, latent=latent, model=info, image_size=size)}
     if chosen.pixels is not None:
-        outputs.append(Output("images", ImageLayout(), _pixels_beside(chosen, variant, place, size), encoded=False))
+        outputs.append(images_output(_pixels_beside(chosen, variant, place, size), size))
         describe["images"] = Description(pixel_fingerprint(chosen, variant), image_size=size)
     device = f"{told(threads, str(fingerprint['device']), devices)}, {chosen.dtype}"
     tell(Event("plan", f"{info.name}: {model_line(info)}; {device}"))

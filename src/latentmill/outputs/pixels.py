@@ -11,6 +11,7 @@ from latentmill.decoding import image_size
 from latentmill.errors import ConfigError, SampleError, SourceError
 from latentmill.estimate import Estimate, fitted, probe_sizes
 from latentmill.finish import Description
+from latentmill.formats.containers import Container
 from latentmill.formats.metadata import Value
 from latentmill.formats.repa import ImageLayout
 from latentmill.job import Job
@@ -51,7 +52,7 @@ def prepare_pixels(chosen: PixelSettings, shared: Shared, tell: Tell) -> list[Pr
             source=images,
             load=image_load(chosen, size, variant),
             encoder=None,
-            outputs=(Output("images", ImageLayout(), place, encoded=False),),
+            outputs=(images_output(place, size),),
             describe={"images": Description(pixel_fingerprint(chosen, variant), image_size=size)},
             batching=ByCount(batch_size),
             batch_size=batch_size,
@@ -67,6 +68,11 @@ def prepare_pixels(chosen: PixelSettings, shared: Shared, tell: Tell) -> list[Pr
         )
         jobs.append(Prepared(job, listing, estimate.output_bytes))
     return jobs
+
+
+def images_output(place: Container, size: tuple[int, int]) -> Output:
+    """Pixels of (width, height) that are stored as they are."""
+    return Output("images", ImageLayout(), place, encoded=False, like=((size[1], size[0], 3), "uint8"))
 
 
 def _workers(chosen: PixelSettings, estimate: Estimate, tell: Tell) -> tuple[int, int]:

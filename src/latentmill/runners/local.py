@@ -118,8 +118,16 @@ class _Processes:
 
     def answer(self, worker: int, order: Order | None) -> None:
         if worker in self.members:
+            if order is not None:
+                self._reserve(order.unit)
             with suppress(OSError):
                 self.members[worker].pipe.send(order)
+
+    def _reserve(self, unit: Unit) -> None:
+        for part, shards in zip(self.task.parts, unit, strict=True):
+            for output in part.outputs:
+                for shard in shards:
+                    output.reserve(part.plan, shard)
 
     def close(self) -> None:
         """What they have not committed must not go on; nothing of it counts."""
