@@ -45,7 +45,7 @@ Unit = tuple[tuple[int, ...], ...]  # of each part, the shards to run; what belo
 class Output:
     """One dataset that is made: its layout, where it lies, and whether it stores pixels or what the encoder gives.
 
-    like: shape and dtype of the arrays that it stores, where they are told before.
+    like: shape and dtype of the arrays that it stores, where they are known and files of zeros are of the same size.
     """
 
     name: str
@@ -90,13 +90,14 @@ class Task:
     Parts are of one source's images, told apart by key. Loading runs ahead as far as its memory allows (see `room`), at
     most two of the largest batches, or two images for each thread where those are more. load_threads: of a machine; see
     `shared`. devices: one for each process, as `cuda:1`; none where nothing is encoded.
-    alone: no other process writes to the same destinations.
+    alone: no other process writes to the same destinations. placed: shards have places in a zip (`Output.reserve`).
     """
 
     parts: tuple[Part, ...]
     load_threads: int
     devices: tuple[str, ...] = ()
     alone: bool = False
+    placed: bool = False
 
     def shared(self, processes: int) -> Task:
         """The task of one of so many processes of a machine, which share its cores for loading."""
@@ -233,7 +234,9 @@ class _Run:
     def _open_sinks(self, shard: _Shard) -> None:
         part = self.task.parts[shard.part]
         for output in part.outputs:
-            shard.sinks[output.name] = output.container.sink(shard.number, part.plan.publish, self.task.alone)
+            shard.sinks[output.name] = output.container.sink(
+                shard.number, part.plan.publish, self.task.alone, self.task.placed
+            )
             self.uncommitted.append(shard.sinks[output.name])
 
     def _encoded(self, shard: _Shard, batch: list[Sample | Outcome]) -> tuple[list[Sample], Results]:

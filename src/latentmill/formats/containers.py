@@ -76,7 +76,7 @@ class FolderContainer:
         self.path = path
         self.work = path / WORK_FOLDER
 
-    def sink(self, shard: int, publish: str = "", alone: bool = False) -> ShardSink:
+    def sink(self, shard: int, publish: str = "", alone: bool = False, placed: bool = False) -> ShardSink:
         """A sink for a shard; `publish`: a folder under `path` to publish into instead of `path` itself."""
         return _FolderSink(self.path / publish, self.work / "stage" / f"{shard:08d}-{process_name()}")
 
@@ -119,9 +119,9 @@ class ZipContainer:
         self.work = path.with_name(path.name + WORK_FOLDER)
         self._growing = GrowingZip(path, self.work)
 
-    def sink(self, shard: int, publish: str = "", alone: bool = False) -> ShardSink:
-        """A sink for a shard. alone: no other process writes shards of this zip."""
-        return ZipSink(self._growing, shard, alone)
+    def sink(self, shard: int, publish: str = "", alone: bool = False, placed: bool = False) -> ShardSink:
+        """A sink for a shard. alone: no other process writes shards of this zip. placed: it may have been reserved."""
+        return ZipSink(self._growing, shard, alone, placed)
 
     def remove(self, name: str, publish: str = "") -> None:
         """Nothing to remove: what a shard publishes replaces all that it published before."""
@@ -148,8 +148,8 @@ class ZipContainer:
     def finish(self, members: dict[str, Path], files: Iterable[StoredFile]) -> None:
         """Add the metadata members and the directory of all `files` (in order), and put the zip in place."""
         partial = self._growing.archive
-        if self.path.exists() and not partial.exists():
-            return  # put in place before, by a run that was cut off just after
+        if self._growing.in_place:
+            return  # by a run that was cut off just after
         size = self._growing.whole_bytes()
         with write_errors(self.path):
             with partial.open("r+b" if partial.exists() else "w+b") as archive:

@@ -66,7 +66,7 @@ def _prepared(chosen: LatentSettings, variant: Variant, shared: Shared, tell: Te
     fingerprint = _fingerprint(chosen, variant, spec, info, batch_size, threads)
     if layout != REPA:
         fingerprint |= {"layout": layout, "layout_package": origin(FORMATS, layout)}
-    like = latent.fixed_shape, latent.dtype
+    like = (latent.fixed_shape, latent.dtype) if layout == REPA else None  # another may not take zeros
     outputs = [Output("latents", latent_layout(layout, chosen.store), place, encoded=True, like=like)]
     describe = {"latents": Description(fingerprint, latent=latent, model=info, image_size=size)}
     if chosen.pixels is not None:

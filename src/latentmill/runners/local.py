@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -25,6 +25,8 @@ from latentmill.worker import Emit, Task, Unit, run_units
 
 _POLL_SECONDS = 0.5
 _JOIN_SECONDS = 5.0
+# Elsewhere a worker may outlive its parent by a batch, and write to a place that the next run has given to another.
+_DIE_TOGETHER = sys.platform == "linux"
 
 
 def run_local(task: Task, units: Sequence[Unit], workers: int, emit: Emit) -> None:
@@ -38,7 +40,8 @@ def run_local(task: Task, units: Sequence[Unit], workers: int, emit: Emit) -> No
         run_units(task, units, emit)
         return
     workers = max(1, min(workers, len(units)))
-    schedule(task, units, workers, emit, _Processes(task.shared(workers), workers))
+    shared = replace(task.shared(workers), placed=_DIE_TOGETHER)
+    schedule(shared, units, workers, emit, _Processes(shared, workers))
 
 
 def _start_method() -> str:
@@ -118,7 +121,7 @@ class _Processes:
 
     def answer(self, worker: int, order: Order | None) -> None:
         if worker in self.members:
-            if order is not None:
+            if order is not None and self.task.placed:
                 self._reserve(order.unit)
             with suppress(OSError):
                 self.members[worker].pipe.send(order)
