@@ -421,6 +421,7 @@ def test_in_the_middle_of_a_member_among_several_writers(
 
     with monkeypatch.context() as patch:
         patch.setattr("latentmill.formats.growing_zip.write_parts", half)
+        patch.setattr("latentmill.runners.local._start_method", lambda: "fork")  # be PyTorch imported or not
         assert fork_with(lambda count, event: None, partial(steps.run, num_workers=2)) == -signal.SIGKILL
     assert calls.stat().st_size > after + 2
     assert not list((steps.place / "out.zip.latentmill" / "parts").glob("*.part"))
