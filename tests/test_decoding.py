@@ -40,10 +40,19 @@ def by_pillow(data: bytes) -> np.ndarray:
         return np.asarray(image.convert("RGB"))
 
 
+def resampled(data: bytes, across: int, down: int) -> bytes:
+    """A JPEG of 4:2:0 said to be one of so many luma samples for each of the colours, of other sides: as valid."""
+    at = data.index(b"\xff\xc0") + 5
+    height, width = struct.unpack_from(">HH", data, at)
+    height, width = -(-height // 16) * 8 * down, -(-width // 16) * 8 * across
+    return data[:at] + struct.pack(">HHBBB", height, width, 3, 1, across << 4 | down) + data[at + 7 :]
+
+
 def jpegs(photo: Image.Image) -> dict[str, bytes]:
     """Kinds of JPEG that cameras and programs write."""
     pixels = np.asarray(photo)
     kinds = {s: simplejpeg.encode_jpeg(pixels, 88, "RGB", s) for s in ("444", "422", "420", "440", "411")}
+    kinds["441"] = resampled(kinds["420"], 1, 4)
     kinds["grey"] = saved(photo.convert("L"), "JPEG")
     kinds["progressive"] = saved(photo, "JPEG", progressive=True)
     kinds["progressive grey"] = saved(photo.convert("L"), "JPEG", progressive=True)

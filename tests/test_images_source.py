@@ -164,7 +164,7 @@ def test_dataset_json_wins_over_folders(tmp_path: Path, as_zip: bool) -> None:
     assert labels(path) == {"cat/1.png": 7, "dog/2.png": 0, "dog/3.png": None}
 
 
-@pytest.mark.parametrize("text", ['{"labels": null}', '{"labels": []}', "{}", '{"other": 1}'])
+@pytest.mark.parametrize("text", ['{"labels": null}', '{"labels": []}', "{}"])
 def test_null_or_empty_labels_leave_the_folders(tmp_path: Path, text: str) -> None:
     folder = label_file(touch(tmp_path / "photos", "cat/1.png", "dog/2.png"), text)
     assert labels(folder) == {"cat/1.png": 0, "dog/2.png": 1}
@@ -193,6 +193,11 @@ def test_a_zip_has_labels_only_by_its_dataset_json(tmp_path: Path) -> None:
         '{"labels": [["a.png", true]]}',
         '{"labels": [["a.png"]]}',
         '{"labels": [["a.png", null]]}',
+        '{"labels": [["a.png", 9223372036854775808]]}',
+        '{"label": [["a.png", 1]]}',  # folders' ranks in place of what was meant would go unnoticed
+        '{"a.png": 1}',
+        '{"labels": false}',
+        '{"labels": ""}',
     ],
 )
 def test_a_dataset_json_that_cannot_be_read_is_an_error_that_names_it(tmp_path: Path, text: str) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import simplejpeg
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 import latentmill
+from latentmill import decoding
 from latentmill.errors import SettingsChangedError
 from latentmill.formats.metadata import Metadata
 from latentmill.loading import BucketLoad, DecodeImage, ImageLoad
@@ -125,6 +128,46 @@ def test_a_png_is_never_reduced() -> None:
     np.testing.assert_array_equal(
         loaded(fast, file.getvalue(), (512, 512))[0], loaded(exact, file.getvalue(), (512, 512))[0]
     )
+
+
+def lossless(side: int) -> bytes:
+    """A grey lossless JPEG (ITU T.81, process 14) of one level: each pixel is as the one before, told by one 0 bit."""
+    frame = struct.pack(">HHBHHBBBB", 0xFFC3, 11, 8, side, side, 1, 1, 0x11, 0)
+    codes = struct.pack(">HHB16BB", 0xFFC4, 20, 0, 1, *[0] * 15, 0)
+    scan = struct.pack(">HHBBBBBB", 0xFFDA, 8, 1, 1, 0, 1, 0, 0)
+    return b"\xff\xd8" + frame + codes + scan + bytes(side * side // 8) + b"\xff\xd9"
+
+
+def test_a_lossless_jpeg_is_never_reduced() -> None:
+    """libjpeg would write all of it to memory for a fraction."""
+    exact, fast = crop("center-crop", 64)
+    data = lossless(512)
+    assert CropReduction("center-crop", (64, 64))((512, 512)) == 2
+    found, count = loaded(fast, data, (512, 512))
+    assert count == 0
+    assert np.array_equal(found, loaded(exact, data, (512, 512))[0])
+    assert (found == 128).all()
+    assert fast.decode.needs(data) == 3 * 512 * 512
+
+
+@pytest.mark.parametrize("filled", [b"\xff", b"\xff\x01", b"\xff\xd0"])
+def test_a_frame_that_libjpeg_may_find_elsewhere_is_never_reduced(filled: bytes) -> None:
+    """Bytes that fill a gap, behind which the lengths of segments lead elsewhere, to a frame that can be reduced."""
+    whole = lossless(512)
+    data = whole[:2] + filled + whole[2:]
+    leads = 4 + int.from_bytes(data[4:6], "big")
+    tables = cut(PHOTOS[0], (512, 512))[20:]  # behind JFIF's
+    decoy = data.ljust(leads, b"\0")[:leads] + tables
+    assert decoding._reducible(whole[:2] + tables, "Gray")
+    assert not decoding._reducible(decoy, "Gray")
+
+
+@pytest.mark.parametrize(("sampling", "most"), [("444", 2), ("422", 2), ("420", 2), ("440", 2), ("411", 0)])
+def test_of_colours_at_a_quarter_of_the_width_nothing_is_reduced(sampling: str, most: int) -> None:
+    """libjpeg repeats them at reduced scale: up to 71 levels from exact were seen."""
+    pixels = np.asarray(Image.open(PHOTOS[0]).convert("RGB").resize((512, 512)))
+    data = simplejpeg.encode_jpeg(pixels, 90, "RGB", sampling)
+    assert loaded(crop("center-crop", 64)[1], data, (512, 512))[1] == most
 
 
 def test_a_bucket_is_that_of_the_whole_photo() -> None:

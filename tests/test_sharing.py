@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from latentmill.records import Array, Sample, SampleRef
 from latentmill.room import Room, Share
 from latentmill.sharing import Loading, Place, Reused, Wanted
 from latentmill.transforms.crop import CROPS
+from support import CAN_FORK, cli_here
 
 SIZES = [(64, 48), (96, 64), (48, 48), (64, 48)]  # (width, height)
 
@@ -59,6 +61,33 @@ def test_results_that_lie_in_what_was_decoded_are_never_overwritten(mode: str, e
     found = [loaded(loading, photos, number) for number in range(len(SIZES))]
     for array, data in zip(found, photos.data, strict=True):
         np.testing.assert_array_equal(array, decode(data)[0])
+
+
+def faulty(pixels: Array, width: int, height: int) -> Array:
+    raise KeyError(6)
+
+
+def test_a_fault_tells_which_image_it_came_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CROPS, "center-crop", faulty)
+    photos = Photos(ImageLoad("center-crop", (8, 8), "ignore", "drop", None), SIZES)
+    with pytest.raises(KeyError) as found:
+        Loading([photos], reuse=True)(photos.wanted(2))
+    assert found.value.__notes__ == ["with 2.jpg"]
+
+
+@pytest.mark.skipif(not CAN_FORK, reason="workers must see what the test has patched")
+def test_a_fault_in_a_worker_tells_it_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("latentmill.runners.local._start_method", lambda: "fork")
+    monkeypatch.setitem(CROPS, "center-crop", faulty)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "one.jpg").write_bytes(_jpeg((64, 48), 0, "RGB"))
+    words = ["convert", "--source", tmp_path / "photos", "--dest", tmp_path / "out", "--num-workers", 2]
+    run = cli_here(*words, "--transform", "center-crop", "--resolution", "8x8")
+    assert run.returncode == 2
+    assert run.stderr.splitlines()[-1] == (
+        "error: a fault in latentmill: RuntimeError: a worker process failed: KeyError: 6, with one.jpg (--debug tells "
+        "more)"
+    )
 
 
 def test_a_view_that_a_transform_keeps_is_not_overwritten(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from io import BufferedReader
@@ -40,6 +40,14 @@ _TIFF_BITS_PER_SAMPLE = 258
 # One of these stands in every JPEG that has an orientation; Pillow takes XMP's where EXIF has none.
 _ORIENTATION_MARKS = (b"Exif\0\0", b"tiff:Orientation")
 _START_OF_SCAN = 0xDA
+# Frames (ITU T.81, table B.1) of blocks of coefficients. Of others libjpeg-turbo gives the whole size, whatever it is
+# asked for, and writes it to where there is room for the reduced one.
+_FRAMES_OF_BLOCKS = frozenset({0xC0, 0xC1, 0xC2, 0xC9, 0xCA})
+_NO_SEGMENTS = frozenset({0x00, 0x01, *range(0xD0, 0xDA), 0xFF})  # they stand alone, or fill a gap
+_NO_FRAMES = frozenset({0xC4, 0xC8, 0xCC})  # among the markers that are numbered like frames
+# Of others (4:1:1) libjpeg-turbo repeats the colours at reduced scale: up to 71 levels from exact.
+_REDUCED_SAMPLINGS = frozenset({"444", "422", "420", "440", "Gray"})
+_JPEG_ERRORS = (ValueError, KeyError)  # KeyError: of a sampling of the colours that simplejpeg has no name for
 _PNG_LATE_KINDS = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")  # chunks with EXIF or XMP, which may follow the pixels
 _PNG_TAIL_BYTES = 1 << 16
 _STRIP_PIXELS = 1 << 20
@@ -114,10 +122,10 @@ def decoded_bytes(data: bytes, reduction: Reduction | None = None) -> int:
     """Bytes of the pixels that `decode_reduced` gives, of a JPEG or PNG, in microseconds; 0 of all else."""
     if data[:3] == b"\xff\xd8\xff":
         try:
-            height, width, *_ = simplejpeg.decode_jpeg_header(data)
-        except ValueError:
+            height, width, _, sampling = simplejpeg.decode_jpeg_header(data)
+        except _JPEG_ERRORS:
             return 0
-        halvings = reduction((height, width)) if reduction else 0
+        halvings = reduction((height, width)) if reduction and _reducible(data, sampling) else 0
         return 3 * (int(height) >> halvings) * (int(width) >> halvings)
     if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= _PNG_BIT_DEPTH:
         width, height = _PNG_SIZE.unpack_from(data, _PNG_SIZE_AT)
@@ -200,18 +208,20 @@ def _decode_jpeg(
 ) -> tuple[Array, int] | None:
     """RGB pixels of a colour or grey JPEG, and how often their sides were halved; None where Pillow must decide."""
     try:
-        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+        height, width, colorspace, sampling = simplejpeg.decode_jpeg_header(data)
         if colorspace not in ("YCbCr", "Gray"):
             return None
         _check_pixels(width, height, max_pixels)
-        count = reduction((width, height) if on_its_side else (height, width)) if reduction else 0
+        count = 0
+        if reduction and _reducible(data, sampling):
+            count = reduction((width, height) if on_its_side else (height, width))
         least = (height >> count, width >> count) if count else (0, 0)
         kind, channels = ("RGB", 3) if colorspace == "YCbCr" else ("GRAY", 1)
         buffer = memory((height >> count) * (width >> count) * channels) if memory else None
         pixels: Array = simplejpeg.decode_jpeg(data, kind, False, False, *least, buffer=buffer)
         if buffer is not None:  # as a view of it, that keeps it alive
             pixels = buffer[: pixels.size].reshape(pixels.shape)
-    except ValueError:
+    except _JPEG_ERRORS:
         return None
     if count and pixels.shape[:2] != least:
         raise SampleError("decode", f"a JPEG decoded at 1/{1 << count} must be {least}. Found: {pixels.shape[:2]}")
@@ -230,12 +240,28 @@ def _jpeg_orientation(data: bytes) -> int:
 
 def _scan_start(data: bytes) -> int:
     """Where a JPEG's metadata ends: at its first scan (ITU T.81, B.1.1); its length, where that is not clear."""
+    return next((at for at, marker in _segments(data) if marker == _START_OF_SCAN), len(data))
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Where each segment of a JPEG lies, and its marker, as far as one follows the other beyond doubt.
+
+    Not behind what has no length, or an impossible one, nor behind bytes that fill a gap: a file could be made that
+    libjpeg reads in another way.
+    """
     at = 2
     while data[at : at + 1] == b"\xff" and at + 4 <= len(data):
-        if data[at + 1] == _START_OF_SCAN:
-            return at
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return len(data)
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker in _NO_SEGMENTS or length < 2:
+            return
+        yield at, marker
+        at += 2 + length
+
+
+def _reducible(data: bytes, sampling: str) -> bool:
+    """Whether a JPEG may be decoded at reduced scale, as far as its kind goes. sampling: simplejpeg's name for it."""
+    frames = (m for _, m in _segments(data) if 0xC0 <= m <= 0xCF and m not in _NO_FRAMES)
+    return sampling in _REDUCED_SAMPLINGS and next(frames, None) in _FRAMES_OF_BLOCKS
 
 
 def _orientation(image: Image.Image, getexif: Callable[[], Image.Exif] | None = None) -> int:

@@ -183,7 +183,8 @@ def guarded(work: Callable[[], int], commits: bool = True) -> None:
         code = EXIT_FAILED
     except Exception as error:  # noqa: BLE001 - nobody is above to catch it
         _show_traceback()
-        fault = f"a fault in latentmill: {type(error).__name__}: {error}"
+        notes = [note for note in getattr(error, "__notes__", ()) if "\n" not in note]  # others are for --debug
+        fault = ", ".join([f"a fault in latentmill: {type(error).__name__}: {error}", *notes])
         err.print(f"[red]error:[/] {shown(fault)} (--debug tells more)")
         emit("error", type=type(error).__name__, text=fault)
         code = EXIT_FAILED

@@ -73,6 +73,9 @@ class SharedImage:
             return Outcome(ref, found, stage=error.stage, reason=error.reason)
         except MemoryError:
             return Outcome(ref, found, stage="memory", reason="there is too little memory to decode and transform it")
+        except Exception as fault:  # of latentmill itself: a person must learn which image it came with
+            fault.add_note(f"with {ref.key}")
+            raise
         if sample is None:
             return Outcome(ref, found, skipped=True)
         return replace(sample, ref=ref, digest=found)

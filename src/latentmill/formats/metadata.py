@@ -33,6 +33,7 @@ REPORT_JSON = "latentmill-report.json"
 RECIPE_TOML = "latentmill-recipe.toml"
 WORK_FOLDER = ".latentmill"  # in a dataset that is being made; beside a zip, NAME.zip.latentmill
 
+_LABELS = 1 << 63  # trainers hold them as int64
 _MAX_BESIDE_BYTES = 1 << 30  # labels of ten million images; a small zip may claim more
 READ_ERRORS = (OSError, EOFError, zipfile.BadZipFile, zlib.error)  # of a member of a folder or a zip
 Value = str | int | float | bool | None | list[float]
@@ -334,14 +335,19 @@ def read_labels(text: bytes, where: str) -> dict[str, int]:
         table = json.loads(text)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SourceError(f"{where} is not JSON: {error}") from error
-    labels = table.get("labels") if isinstance(table, dict) else table
-    if isinstance(table, dict) and not labels:
+    labels = table.get("labels", table) if isinstance(table, dict) else table
+    if isinstance(table, dict) and labels in (None, [], {}):
         return {}
     if not isinstance(table, dict) or not isinstance(labels, list):
-        raise SourceError(f'{where} must be {{"labels": [[name, integer], ...]}} or {{"labels": null}}')
+        raise SourceError(
+            f'{where} must be {{"labels": [[name, integer], ...]}} or {{"labels": null}}. Found: '
+            f"{json.dumps(table)[:80]}"
+        )
     given = {}
     for row in labels:
         if not (type(row) is list and len(row) == 2 and type(row[0]) is str and type(row[1]) is int):
             raise SourceError(f"every label in {where} must be [name, integer]. Found: {json.dumps(row)[:80]}")
+        if not -_LABELS <= row[1] < _LABELS:
+            raise SourceError(f"labels must fit in 64 bits with a sign. Found in {where}: {json.dumps(row)[:80]}")
         given[row[0].replace("\\", "/")] = row[1]
     return given

@@ -72,8 +72,10 @@ def work(task: Task, link: Link) -> None:
     except LatentmillError as error:
         link.send(Failed(error))
     except Exception as error:  # noqa: BLE001 - a fault of ours: told by the scheduler, with this process's traceback
-        text = "".join(traceback.format_exception(error))
-        link.send(Failed(RuntimeError(f"a worker process failed:\n{text}")))
+        failed = RuntimeError(f"a worker process failed: {type(error).__name__}: {error}")
+        for note in (*getattr(error, "__notes__", ()), "".join(traceback.format_exception(error))):
+            failed.add_note(note)
+        link.send(Failed(failed))
 
 
 class _Opened:

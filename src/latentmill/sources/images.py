@@ -162,8 +162,10 @@ class ImageSource:
                 note_unread(key.rpartition("/")[2], unread)
                 continue
             stat, fault = f"{info.file_size}-{info.CRC:08x}", ""
-            if ".." in key.split("/") or key.startswith("/") or "\\" in key:
+            if ".." in key.replace("\\", "/").split("/") or key.startswith("/"):
                 fault = "the member's name leaves the archive"
+            elif "\\" in key:
+                fault = "the member's name has a backslash, which is a folder on one system only: zip it anew"
             elif key in seen:
                 stat += f"-{info.header_offset}"  # tells it from its namesake
                 fault = "the archive holds this name twice"

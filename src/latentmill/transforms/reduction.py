@@ -3,7 +3,8 @@
 libjpeg computes a JPEG at 1/2, 1/4 or 1/8 of its sides from fewer coefficients of each block. That is close to what
 the exact way computes from all of them, the closer, the more the reduced image is still shrunk afterwards. So what is
 left keeps at least LEFT times the sides that it is resized to; and sides, and where a crop begins, divide by the
-reduction, so that nothing is displaced by a fraction of a pixel. All else is decoded and resized exactly.
+reduction, so that nothing is displaced by a fraction of a pixel. All else is decoded and resized exactly, and so are
+JPEGs that libjpeg cannot reduce well or at all: 4:1:1, whose colours it repeats, and lossless ones (see `decoding`).
 
 Measured on 63 photographs of 1 to 24 megapixels that were brought to 64, 128, 256 and 512 pixels by every crop and to
 buckets (715 results): of the worst, 99.9 of 100 values within 14 of 255 levels, all within 25, 1.5 on average, 42 dB;
