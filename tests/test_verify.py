@@ -237,6 +237,7 @@ def test_images_whose_labels_differ(data: Path, suffix: str) -> None:
         (b'{"labels": [', b'{"labels": [["x.npy", 1], ', "labels"),
         (b'{"labels"', b'{"lebals"', "lebals"),
         (b"]]}", b"", "JSON"),
+        (b"]]}", b"]]}\n", "other bytes"),
     ],
 )
 def test_a_changed_dataset_json(data: Path, suffix: str, old: bytes, new: bytes, said: str) -> None:
@@ -251,7 +252,7 @@ def test_a_changed_dataset_json(data: Path, suffix: str, old: bytes, new: bytes,
 
 
 @BOTH
-@pytest.mark.parametrize("name", ["dataset.json", "latentmill-index.jsonl", "latentmill.json"])
+@pytest.mark.parametrize("name", ["dataset.json", "latentmill-index.jsonl", "latentmill-index.bin", "latentmill.json"])
 def test_missing_metadata(data: Path, suffix: str, name: str) -> None:
     change(data / f"lat{suffix}", lambda members: members.pop(name))
     assert problems(data / f"lat{suffix}") == {name: "is missing"}
@@ -467,7 +468,7 @@ def test_forged_features_of_a_wrong_shape(
     name = names_in(features)[0]
     layout = {IMAGES: PixArtLatents("multi"), TEXT: TRIMMED_FILE, PADDED: PADDED_FILE}[folder]
     forge(features, name, forged(layout.from_bytes((features / name).read_bytes())))
-    assert problems(features) == {name: said}
+    assert problems(features) == {"latentmill-index.bin": "is missing", name: said}
 
 
 # what an earlier version made

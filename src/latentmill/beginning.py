@@ -24,11 +24,12 @@ from latentmill.destination import (
 )
 from latentmill.errors import DestinationError, SettingsChangedError
 from latentmill.files import remove_empty_folders, remove_tree
-from latentmill.formats.metadata import Metadata, Value, index_rows, rejected_at, row_outcome
+from latentmill.formats.metadata import METADATA_JSON, Metadata, Value, index_rows, rejected_at, row_outcome
 from latentmill.job import Begun, Job
 from latentmill.live import unbroken
 from latentmill.manifest import Kept, Plan, current_plan
 from latentmill.matching import RETRIED, Matcher, Same, match_by_digest, match_by_key, still_there
+from latentmill.mending import is_sealed, mend
 from latentmill.outcome import Event
 from latentmill.planning import Changes, Update, listing_digest, write_plan
 from latentmill.records import Listing, Outcome
@@ -81,7 +82,7 @@ def _planned(job: Job, plan: Plan | None, listing: Listing) -> tuple[Plan | None
     refuse_unrelated(job.places, metadata)
     if metadata is not None:
         _refuse_other_settings(job, metadata.fingerprint)
-        return (None, None) if job.trust else _update_finished(job, metadata, listing, asked)
+        return _update_finished(job, metadata, listing, asked)
     if listing.trusted:
         raise DestinationError(f"{job.primary.path} was taken away meanwhile: run the same command again to make it")
     tie(job.places)
@@ -94,29 +95,45 @@ def _update_finished(
     job: Job, metadata: Metadata, listing: Listing, asked: Asked
 ) -> tuple[Plan | None, Changes | None]:
     why = "the source changed"
-    if metadata.source_digest == asked():
-        any_zip = any(place.is_zip for place in job.places)
-        if job.check != "digest" and (any_zip or not _any_unread(job, metadata)):
+    if job.trust or metadata.source_digest == asked():
+        mend(job.outputs, job.check, job.tell)
+        why = _left_to_do(job, metadata)
+        if not why:
             return None, None
-        why = "the source's content changed" if job.check == "digest" else "some images could not be read"
     else:
         _refuse_zips(job, why)
     for place in job.places:
         theirs = Metadata.read_beside(place.path)
         assert theirs is not None
         refuse_damaged(place, theirs)
+    resealed = job.check == "digest" and not all(map(is_sealed, job.places))
 
     def accept(changes: Changes, source_digest: str) -> bool:
         changed = metadata.source_digest != source_digest or changes.compute or changes.drop
-        if not changed and has_empty_caption(job.primary, metadata):
+        if not (changed or resealed) and has_empty_caption(job.primary, metadata):
             return False
         _refuse_zips(job, why)
-        _accept(job, why, changes)
+        _accept(job, f"{METADATA_JSON} was damaged" if resealed and not changed else why, changes)
         drop_changed_empty_caption(job.primary, metadata)
         return True
 
     tie(job.places)
     return _update(job, listing, asked, _finished_results(job), accept)
+
+
+def _left_to_do(job: Job, metadata: Metadata) -> str:
+    """Why a finished job whose source is listed as it was is looked through all the same; "" where it is not."""
+    if metadata.text is not None and not (job.primary.path / metadata.text.empty).is_file():
+        if job.trust:
+            raise DestinationError(
+                f"{metadata.text.empty} is missing from {job.primary.path}: run the same command without "
+                "--trust-source to make it again"
+            )
+        return f"{metadata.text.empty} is missing"
+    if job.check == "digest":
+        return "contents changed"
+    looked_at = not job.trust and not any(place.is_zip for place in job.places)
+    return "some images could not be read" if looked_at and _any_unread(job, metadata) else ""
 
 
 def _refuse_zips(job: Job, why: str) -> None:
@@ -184,8 +201,7 @@ def _new_plan(job: Job, listing: Listing, asked: Asked, update: Update | None) -
 def _matcher(job: Job, listing: Listing) -> Matcher:
     match = match_by_digest if listing.knows_digests else match_by_key
     same = Same(job.source, job.load, job.check, listing.wanted)
-    files = [] if any(place.is_zip for place in job.places) else job.outputs
-    roots = {output.name: output.container.path for output in files}
+    roots = {output.name: output.container.path for output in job.outputs if not output.container.is_zip}
     return lambda refs, earlier: match(refs, still_there(earlier, roots, job.check), same)
 
 

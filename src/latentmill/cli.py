@@ -211,7 +211,10 @@ def verify(
     ],
     images: Annotated[Path | None, typer.Option(help="The images that the latents must pair with.")] = None,
 ) -> None:
-    """Check every byte of a dataset against what was recorded when it was made."""
+    """Check a dataset's data, labels, index and metadata, byte for byte, against what was recorded when it was made.
+
+    What is for a person is not checked: its recipe, report and list of rejects.
+    """
 
     def check() -> int:
         from latentmill.verification import datasets_in, verify_one_of_several

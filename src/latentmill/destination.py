@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from filelock import FileLock, Timeout
@@ -42,6 +43,8 @@ from latentmill.supervising import cleared_before, note_cleared
 
 _LOCK_SECONDS = 10.0
 _SHOWN_ENTRIES = 3  # of a folder that is refused
+_PROOFS = 16  # files of an index, of which one must be as it says
+_TELLING = (INDEX_JSONL, INDEX_COLUMNS)  # a recipe and a report do not: they lie beside other things too
 _LOCK, _CLEARING, _JOB = "lock", "clearing", "job"
 
 
@@ -56,21 +59,78 @@ def stored_fingerprint(place: Container) -> dict[str, Value]:
 
 def refuse_foreign(place: Container, overwrite: bool = False) -> None:
     """Refuse a destination that holds anything that latentmill did not write, or, unless to overwrite, damaged."""
-    if not place.is_zip or zipfile.is_zipfile(place.path):
-        try:
-            Metadata.read_beside(place.path)
-        except SourceError as error:
-            if overwrite:
-                return
-            raise DestinationError(f"{error}. --overwrite makes the dataset anew") from error
-    elif place.exists() and not place.work.exists():
-        raise DestinationError(f"the destination is no zip archive, and latentmill did not make it: {place.path}")
-    if place.exists() and Metadata.read_beside(place.path) is None and not place.work.exists():
-        held = f" (it holds {_first_entries(place.path)})" if place.path.is_dir() else ""
-        what = "is a zip that" if place.is_zip else "is not empty, and"
-        raise DestinationError(
-            f"the destination {what} latentmill did not make it: {place.path}{held}. Choose another, or move it away"
+    if place.is_zip and place.exists() and not zipfile.is_zipfile(place.path):
+        raise DestinationError(_no_zip(place))
+    try:
+        metadata = Metadata.read_beside(place.path)
+    except SourceError as error:
+        if overwrite:
+            return
+        raise DestinationError(f"{error}. --overwrite makes the dataset anew") from error
+    if metadata is not None or not place.exists() or place.work.exists():
+        return
+    if left := [name for name in _TELLING if _holds(place, name)]:
+        _refuse_incomplete(place, left, overwrite)
+        return
+    held = f" (it holds {_first_entries(place.path)})" if place.path.is_dir() else ""
+    what = "is a zip" if place.is_zip else "is not empty"
+    raise DestinationError(
+        f"the destination {what}, and latentmill did not make it: {place.path}{held}. Choose another, or move it away"
+    )
+
+
+def _no_zip(place: Container) -> str:
+    beside = next((path for path in (place.side_file(REPORT_JSON), place.work) if path.exists()), None)
+    if beside is not None:
+        return (
+            f"{place.path} is not a zip archive that can be read, though {beside.name} lies beside it: it was cut off, "
+            "or damaged at its end. Move it away to make it anew, or choose another destination"
         )
+    return f"the destination is no zip archive, and latentmill did not make it: {place.path}"
+
+
+def _holds(place: Container, name: str) -> bool:
+    """Whether one of latentmill's own files is in a folder or a zip."""
+    with suppress(SourceError):
+        stream = open_beside(place.path, name)
+        if stream is not None:
+            stream.close()
+            return True
+    return False
+
+
+def _refuse_incomplete(place: Container, left: Sequence[str], overwrite: bool) -> None:
+    """Refuse a dataset without its `latentmill.json`, unless to overwrite a folder that is visibly latentmill's."""
+    own = not place.is_zip and _is_own_work(place.path)
+    if own and overwrite:
+        return
+    raise DestinationError(
+        f"{place.path} is not whole: it holds {', '.join(left)}, but no {METADATA_JSON}, which tells how it was made. "
+        "Put that file back from a copy, move it all away, or choose another destination"
+        + (", or make the dataset anew with --overwrite" if own else "")
+    )
+
+
+def _is_own_work(folder: Path) -> bool:
+    """Whether a folder is visibly a dataset of latentmill's: a file's bytes are those that its index recorded.
+
+    Names alone prove nothing, since other tools number their files alike.
+    """
+    with suppress(SourceError, OSError, KeyError, TypeError):
+        stored = (row for row in index_rows(folder) if "name" in row)
+        return any(_is_as_recorded(folder, row) for row in islice(stored, _PROOFS))
+    return False
+
+
+def _is_as_recorded(folder: Path, row: dict[str, Any]) -> bool:
+    file = folder / row["name"]
+    return _is_inside(row["name"]) and file.is_file() and digest(file.read_bytes()) == row["digest"]
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a name of an index leads nowhere but into its dataset."""
+    path = Path(name)
+    return not path.is_absolute() and not path.drive and ".." not in path.parts
 
 
 def _first_entries(folder: Path) -> str:
@@ -122,11 +182,16 @@ def refuse_untied(places: Sequence[Container]) -> None:
 def refuse_damaged(place: Container, metadata: Metadata) -> None:
     """Refuse to update a dataset whose index is not the one that was written with it."""
     stream = open_beside(place.path, INDEX_JSONL)
+    what = "is missing from"
     if stream is not None:
         with stream:
             if digest_lines(line.decode(errors="replace") for line in stream) == metadata.index_digest:
                 return
-    raise DestinationError(f"the index of {place.path} is missing or was changed; --overwrite makes the dataset anew")
+        what = "was changed in"
+    raise DestinationError(
+        f"{INDEX_JSONL} {what} {place.path}, and nothing else holds what it tells. Put it back from a copy, or make "
+        "the dataset anew with --overwrite"
+    )
 
 
 def has_empty_caption(place: Container, metadata: Metadata) -> bool:
@@ -213,7 +278,7 @@ def _named_files(place: Container) -> Iterator[Path]:
     """Files that the index, or the plan of an unfinished job, knows by name."""
     with suppress(SourceError):  # a damaged index: what it names up to there
         for row in index_rows(place.path):
-            if "name" in row:
+            if "name" in row and _is_inside(row["name"]):
                 yield place.path / row["name"]
     with suppress(DestinationError):
         plan = current_plan(place.work)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from latentmill.errors import DestinationError
 from latentmill.files import digest, digest_lines, replace_bytes, replace_text, write_errors
 from latentmill.formats.columns_writer import ColumnsWriter, Row, write_columns
+from latentmill.formats.labels import LabelsWriter
 from latentmill.formats.metadata import (
     DATASET_JSON,
     INDEX_COLUMNS,
@@ -118,26 +119,6 @@ class Tally:
         return Statistics(mean=mean, std=[math.sqrt(s) for s in spread], std_sampled=sampled)
 
 
-class _Labels:
-    """`dataset.json`, streamed: [[name, label], ...] in order, or null as soon as one image has no label."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.complete, self.count = path, True, 0
-        self.file = path.open("w", newline="\n")
-        self.file.write('{"labels": [')
-
-    def add(self, name: str, label: int | None) -> None:
-        self.complete &= label is not None
-        self.file.write(f'{", " if self.count else ""}["{name}", {label}]')
-        self.count += 1
-
-    def close(self) -> None:
-        self.file.write("]}")
-        self.file.close()
-        if not self.complete:
-            self.path.write_text('{"labels": null}')
-
-
 def _bucket_report(described: Iterable[Description]) -> BucketReport | None:
     """An empty report of the buckets that the outputs share; None where there are none."""
     table = next((each.buckets.table for each in described if each.buckets is not None), None)
@@ -169,7 +150,7 @@ def finish(
             folder.mkdir(parents=True, exist_ok=True)
         index = {n: stack.enter_context((f / INDEX_JSONL).open("w", newline="\n")) for n, f in folders.items()}
         columns = {o.name: ColumnsWriter(folders[o.name], o.container.is_zip) for o in outputs}
-        labels = {o.name: _Labels(folders[o.name] / DATASET_JSON) for o in outputs if o.layout.labelled}
+        labels = {o.name: LabelsWriter(folders[o.name] / DATASET_JSON) for o in outputs if o.layout.labelled}
         rejects = stack.enter_context((work / "rejects").open("w", newline="\n"))
         for outcome in plan.outcomes():
             tally.add(outcome)

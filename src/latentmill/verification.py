@@ -13,6 +13,7 @@ import numpy as np
 from latentmill.checksums import crc32
 from latentmill.errors import SourceError
 from latentmill.files import digest, digest_lines
+from latentmill.formats.labels import labels_bytes
 from latentmill.formats.layouts import layout_of_dataset
 from latentmill.formats.metadata import (
     DATASET_JSON,
@@ -33,14 +34,13 @@ from latentmill.formats.metadata import (
 )
 from latentmill.formats.payload import ARRAY_ERRORS
 from latentmill.formats.reader import Reader
-from latentmill.formats.repa import ImageLayout
 from latentmill.formats.stored_zip import changed_records
 from latentmill.formats.vision import stored_shape
-from latentmill.loaders_variants import check_same_variant
 from latentmill.nearby import instead_of, result_near
 from latentmill.outcome import Event, Tell, quiet
 from latentmill.stages import Layout
 from latentmill.verification_index import columns_fault, zip_fault
+from latentmill.verification_pairs import pair_problems
 from latentmill.wording import hinted
 
 _OWN_FILES = frozenset(
@@ -98,6 +98,9 @@ def verify(
 ) -> VerifyReport:
     """Check digests, counts, names, shapes, dtypes, finiteness and labels; with `images`, that they pair.
 
+    The data, `dataset.json`, the index and `latentmill.json` are checked to the byte. What is for a person and no
+    loader reads is not: `latentmill-recipe.toml`, `latentmill-report.json`, `latentmill-rejects.jsonl`.
+
     sample: read the bytes of so many files alone, evenly spread; all else is checked of every file.
     Of a folder of several datasets (a PixArt root), all are checked; `images` then goes with its latents. Raises
     SourceError where there is nothing that latentmill made to check against.
@@ -133,7 +136,8 @@ def verify(
     if len(read) < len(stored):
         report.summary += f"; the bytes of {len(read):,} files alone"
     if images is not None:
-        _check_pairs(rows, metadata, path, Path(images), report, tell)
+        for problem in pair_problems(rows, metadata, path, Path(images), tell):
+            report.add(*problem)
         report.summary += ", paired with the images"
     return report
 
@@ -245,6 +249,8 @@ def _check_labels(path: Path, stored: list[dict[str, Any]], report: VerifyReport
     complete = all(row["label"] is not None for row in stored)
     expected = [[row["name"], row["label"]] for row in stored] if complete else None
     if labels == expected:
+        if text != labels_bytes((row["name"], row["label"]) for row in stored):
+            report.add(DATASET_JSON, "was changed: the labels are those of the index, written in other bytes")
         return
     if labels is None or expected is None or len(labels) != len(expected):
         size = "null" if labels is None else f"{len(labels):,} labels"
@@ -351,49 +357,3 @@ def _check_statistics(metadata: Metadata, sums: list[tuple[float, ...]], report:
         report.add(
             METADATA_JSON, f"its channel means {metadata.statistics.mean} are not those of the data {mean.tolist()}"
         )
-
-
-def _check_pairs(
-    rows: list[dict[str, Any]], metadata: Metadata, latents: Path, images: Path, report: VerifyReport, tell: Tell
-) -> None:
-    """Latents against images: the same numbers, and for each the bytes that the latent was made from."""
-    theirs = Metadata.read_beside(images)
-    if theirs is None or theirs.kind != "images":
-        raise SourceError(f"{images} holds no images that latentmill made (no {METADATA_JSON} of that kind)")
-    if theirs.source_digest == metadata.source_digest:
-        try:
-            check_same_variant(metadata, theirs, latents, images)
-        except SourceError as error:
-            report.add(METADATA_JSON, str(error))
-    layout, reader = ImageLayout(), Reader(images)
-    image_rows = {row["index"]: row for row in index_rows(images) if "name" in row}
-    stored = {row["index"]: row for row in rows if "name" in row}
-    present = {name for name in reader.names() if ImageLayout.member.fullmatch(name)}
-    for number in sorted(image_rows.keys() - stored.keys()):
-        report.add(layout.name(number), "has no latent")
-    for name in sorted(present - {row["name"] for row in image_rows.values()}):
-        report.add(name, "is a stray image: its dataset's index does not know it")
-    for position, (number, row) in enumerate(sorted(stored.items())):
-        if position % _TELL_EVERY == 0:
-            tell(Event("progress", "", len(stored), position))
-        problem = _pair_problem(row, image_rows.get(number), reader)
-        if problem:
-            report.add(row["name"], problem)
-
-
-def _pair_problem(latent: dict[str, Any], image: dict[str, Any] | None, reader: Reader) -> str:
-    if image is None:
-        return f"has no image {ImageLayout().name(latent['index'])}"
-    try:
-        found = digest(reader.read(image["name"]))
-    except ARRAY_ERRORS:
-        return f"its image {image['name']} is missing or cannot be read"
-    if found != image["digest"]:
-        return f"its image {image['name']} was changed after it was made"
-    from_image = latent["key"] == image["name"] and latent["source"] == found
-    from_same_photo = latent["key"] == image["key"] and latent["source"] == image["source"]
-    if not (from_image or from_same_photo):
-        return f"was made from other bytes than its image {image['name']} (of {image['key']})"
-    if latent["label"] != image["label"]:
-        return f"has label {latent['label']}, its image {image['label']}"
-    return ""

@@ -26,14 +26,11 @@ def zip_fault(path: Path) -> str:
 
 
 def columns_fault(path: Path, metadata: Metadata, stored: Iterable[dict[str, Any]]) -> str:
-    """What is wrong with the columns, compared byte for byte with those of the lines' `stored` rows; "" if nothing.
-
-    Datasets of earlier versions have none.
-    """
+    """What is wrong with the columns, compared byte for byte with those of the lines' `stored` rows; "" if nothing."""
     try:
         stream = open_beside(path, INDEX_COLUMNS)
         if stream is None:
-            return ""
+            return "is missing"
         with stream:
             found = stream.read()
     except ARRAY_ERRORS as error:
