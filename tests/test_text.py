@@ -249,6 +249,24 @@ def test_what_does_not_fit_in_float16_is_a_reject(tmp_path: Path) -> None:
 # memory
 
 
+def test_where_the_model_has_no_room_in_float32_what_overflowed_is_a_reject(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = replace(changed_t5(tmp_path, overflowing_feed_forward), dtype="float16")
+    encoder, tries = half.open(), []
+
+    def full(*arguments: object) -> None:
+        tries.append(arguments)
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB")
+
+    monkeypatch.setattr(T5EncoderModel, "to", full)
+    for captions in (["a cat", "a dog"], ["a house"]):
+        for result in encoder.encode(samples(half.tokenize(captions))):
+            assert isinstance(result, SampleError)
+            assert str(result).startswith("memory: the result is not finite in half precision")
+    assert len(tries) == 1
+
+
 def with_memory_for(encoder: TextEncoder, tokens: int) -> list[int]:
     """Let the model run out of memory beyond so many padded tokens; the list takes the size of every try."""
     tries: list[int] = []

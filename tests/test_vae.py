@@ -510,8 +510,53 @@ def test_one_image_that_fits_nowhere_is_a_reject_of_its_own(pixels: np.ndarray, 
 def test_where_no_image_fits_the_job_ends_at_once(samples: list[Sample], tiling: str) -> None:
     encoder = spec(tiling=tiling).open()
     Crowded(encoder.vae, ONE - 1)
-    with pytest.raises(ModelError, match=r"not even one image fits: 32x32 pixels .* --device cpu"):
+    with pytest.raises(
+        ModelError, match=r"not even one image fits: 32x32 pixels .* --device cpu. Found: CUDA out of memory"
+    ):
         encoder.encode(samples)
+
+
+def test_where_the_model_has_no_room_in_float32_what_overflowed_is_a_reject(
+    tmp_path: Path, pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = resolve(str(fragile_vae(tmp_path / "vae", OVERFLOWS_IN_FLOAT16)))
+    encoder = spec(model=model, dtype="float16").open()
+    tries: list[object] = []
+
+    def full(*arguments: object, **named: object) -> None:
+        tries.append(arguments)
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB")
+
+    monkeypatch.setattr(AutoencoderKL, "to", full)
+    for _ in range(2):
+        bad, fine, last = encoder.encode([sample(pixels[0], 0), sample(grey(), 1), sample(pixels[1], 2)])
+        assert isinstance(fine, Encoded)
+        for each in (bad, last):
+            assert isinstance(each, SampleError)
+            assert str(each).startswith("memory: the result is not finite in half precision, and the model in float32")
+    assert len(tries) == 1
+
+
+def test_latents_that_do_not_fit_are_decoded_in_smaller_batches(samples: list[Sample]) -> None:
+    latents = [sample(result.array, number) for number, result in enumerate(spec(store="mean").open().encode(samples))]
+    expected = arrays(DecoderSpec(spec()).open().encode(latents)).astype(int)
+    decoder = DecoderSpec(spec()).open()
+    forward, seen, most = decoder.vae.decoder.forward, [], 2
+
+    def crowded(z: torch.Tensor, *more: object) -> torch.Tensor:
+        seen.append(len(z))
+        if len(z) > most:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB")
+        return forward(z, *more)
+
+    decoder.vae.decoder.forward = crowded
+    found = decoder.encode(latents)
+    assert seen == [4, 2, 2]
+    assert [result.notes for result in found] == [(SMALLER_BATCH,)] * 4
+    assert np.abs(arrays(found) - expected).max() <= 1
+    most = 0
+    with pytest.raises(ModelError, match=r"not even one latent fits .*Found: CUDA out of memory"):
+        decoder.encode(latents)
 
 
 def memory_for(images: float) -> int:

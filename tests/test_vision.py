@@ -233,6 +233,26 @@ def test_overflow_in_float16_is_computed_again_in_float32(tmp_path: Path) -> Non
     assert np.array_equal(bright.array, arrays(full, [photo(SIDE, SIDE)])[0])
 
 
+def test_where_the_model_has_no_room_in_float32_what_overflowed_is_a_reject(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = changed_weights(saved(tmp_path / "m", "siglip_vision_model"), "patch_embedding.weight", 5e4)
+    encoder, tries = spec(folder, dtype="float16").open(), []
+
+    def full(*arguments: object) -> None:
+        tries.append(arguments)
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB")
+
+    monkeypatch.setattr(transformers.SiglipVisionModel, "to", full)
+    grey = np.full((SIDE, SIDE, 3), 128, np.uint8)
+    for _ in range(2):
+        bright, dull = encoder.encode([sample(photo(SIDE, SIDE)), sample(grey)])
+        assert isinstance(dull, Encoded)
+        assert isinstance(bright, SampleError)
+        assert str(bright).startswith("memory: the result is not finite in half precision")
+    assert len(tries) == 1
+
+
 def test_what_is_not_finite_or_too_large_is_a_reject_of_its_own(tmp_path: Path) -> None:
     folder = changed_weights(saved(tmp_path / "nan", "dinov2"), "layernorm.bias", float("nan"))
     (result,) = spec(folder, dtype="bfloat16").open().encode([sample(photo(SIDE, SIDE))])

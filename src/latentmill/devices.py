@@ -36,7 +36,7 @@ def encoder_device(name: str) -> str:
 def each_device(name: str, chosen: str) -> tuple[str, ...]:
     """The device of each process. chosen: what `auto` stands for here. Raises ModelError where a GPU is not there.
 
-    `cuda` is every GPU that PyTorch sees.
+    `cuda` is every GPU that PyTorch sees. Of several, this process takes the first, to measure by.
     """
     if chosen.startswith("cuda") and (name in ("auto", "cuda") or len(gpus(name)) > 1):
         return _several_gpus(name)
@@ -52,7 +52,12 @@ def _several_gpus(name: str) -> tuple[str, ...]:
         raise ModelError(
             f"device cuda:{missing[0]} is not there: PyTorch sees {count} GPUs, counted from 0. Found: --device {name}"
         )
-    return tuple(f"cuda:{number}" for number in wanted) if len(wanted) > 1 else ("cuda",)
+    if len(wanted) == 1:
+        return ("cuda",)
+    from latentmill.encoders.device import stand_on
+
+    stand_on(wanted[0])
+    return tuple(f"cuda:{number}" for number in wanted)
 
 
 def show_only(device: str) -> None:

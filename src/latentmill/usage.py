@@ -11,7 +11,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from latentmill.system import usable_cores
 
@@ -96,9 +98,18 @@ def _gpus() -> tuple[GpuUse, ...]:
         return ()
     found = []
     for index in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(index)
-        busy = None
-        with suppress(ImportError, RuntimeError):  # of utilization PyTorch can tell where nvidia-ml-py is
-            busy = torch.cuda.utilization(index) / 100
-        found.append(GpuUse(total - free, total, busy))
+        if torch.cuda.memory_reserved(index):
+            free, total = torch.cuda.mem_get_info(index)
+            found.append(GpuUse(total - free, total, _busy(torch, index)))
     return tuple(found)
+
+
+def _busy(torch: Any, index: int) -> float | None:
+    """The share of a GPU's time, which PyTorch can tell where nvidia-ml-py is and may ask; None where not known."""
+    try:
+        library: Any = import_module("pynvml")
+    except ImportError:
+        return None
+    with suppress(RuntimeError, OSError, library.NVMLError):  # parts of a GPU, as some clouds lend them, have no share
+        return float(torch.cuda.utilization(index)) / 100
+    return None

@@ -17,7 +17,16 @@ def compile_module(module: Any, backend: str) -> None:
 
     dynamo.recompile_limit = max(dynamo.recompile_limit, _MOST_SHAPES)
     dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, _MOST_SHAPES)
-    module.compile(backend=backend, dynamic=False)
+    module.compile(backend=backend, dynamic=False, options=_options(backend))
+
+
+def _options(backend: str) -> dict[str, Any] | None:
+    """Inductor is not to choose kernels by timing them, by which bytes could depend on the moment of compiling."""
+    if backend != "inductor":
+        return None
+    import torch._inductor.config as inductor
+
+    return {"deterministic": True} if hasattr(inductor, "deterministic") else None
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
 
 from latentmill.devices import encoder_device
 from latentmill.encoders import heap
@@ -11,32 +13,85 @@ from latentmill.errors import ModelError
 if TYPE_CHECKING:
     import torch
 
-_before: list[tuple[int, bool, bool, bool, bool]] = []
+# of torch.backends: each has a float32 precision of its own, in PyTorch 2.9 and later
+_PRECISIONS = ("cuda.matmul", "cudnn.conv", "cudnn.rnn", "mkldnn.matmul", "mkldnn.conv")
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """PyTorch's, of the whole process. matmul: its one word for products of matrices; None where those differ.
+
+    precisions: of `_PRECISIONS`; None where PyTorch has only a flag for TF32, cudnn_tf32, which it may refuse to tell
+    where it has both.
+    """
+
+    threads: int
+    benchmark: bool
+    deterministic: bool
+    matmul: str | None
+    precisions: tuple[str, ...] | None
+    cudnn_tf32: bool | None
+
+    @classmethod
+    def now(cls) -> _Settings:
+        import torch
+
+        cudnn = torch.backends.cudnn
+        try:
+            matmul = torch.get_float32_matmul_precision()
+        except RuntimeError:
+            matmul = None
+        try:
+            precisions = tuple(place.fp32_precision for place in _places())
+        except AttributeError:
+            precisions = None
+        tf32 = cudnn.allow_tf32 if precisions is None else None
+        return cls(torch.get_num_threads(), cudnn.benchmark, cudnn.deterministic, matmul, precisions, tf32)
+
+    def set(self) -> None:
+        import torch
+
+        cudnn = torch.backends.cudnn
+        torch.set_num_threads(self.threads)
+        cudnn.benchmark, cudnn.deterministic = self.benchmark, self.deterministic
+        if self.matmul is not None:
+            torch.set_float32_matmul_precision(self.matmul)  # this first: it sets some of the others too
+        if self.cudnn_tf32 is not None:
+            cudnn.allow_tf32 = self.cudnn_tf32
+        for place, precision in zip(_places() if self.precisions else (), self.precisions or (), strict=True):
+            place.fp32_precision = precision
+
+
+_before: list[_Settings] = []
+_first: list[int] = []  # the GPU that is `cuda` in this process, where others run on others
+
+
+def _places() -> list[Any]:
+    import torch
+
+    return [attrgetter(name)(torch.backends) for name in _PRECISIONS]
+
+
+def stand_on(gpu: int) -> None:
+    """Take a GPU for `cuda`, until `restore_torch`: what measures for several must run on one of those asked for."""
+    _first[:] = [gpu]
 
 
 def prepare_device(name: str, threads: int) -> torch.device:
     """The device, set up so that the same input gives the same bytes. Raises ModelError where it is not there."""
     import torch
 
-    _before.append(
-        (
-            torch.get_num_threads(),
-            torch.backends.cudnn.benchmark,
-            torch.backends.cudnn.deterministic,
-            torch.backends.cudnn.allow_tf32,
-            torch.backends.cuda.matmul.allow_tf32,
-        )
-    )
-    torch.set_num_threads(threads)
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
+    _before.append(now := _Settings.now())
+    exact = ("ieee",) * len(_PRECISIONS)
+    if now.precisions is None:
+        _Settings(threads, False, True, "highest", None, False).set()
+    else:
+        _Settings(threads, False, True, "highest", exact, None).set()
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ModelError("device cuda is not there: PyTorch sees no GPU. Use --device cpu, or a CUDA build of PyTorch")
     if name == "mps" and not torch.backends.mps.is_available():
         raise ModelError("device mps is not there. Use --device cpu")
-    return torch.device(name)
+    return torch.device("cuda", _first[0]) if name == "cuda" and _first else torch.device(name)
 
 
 def own_threads(threads: int) -> None:
@@ -50,17 +105,9 @@ def own_threads(threads: int) -> None:
 def restore_torch() -> None:
     """Give back PyTorch's settings as they were before `prepare_device`: they are the whole process's. Memory too."""
     heap.give_back()
-    if not _before:
-        return
-    import torch
-
+    _first.clear()
     while _before:
-        threads, benchmark, deterministic, cudnn_tf32, matmul_tf32 = _before.pop()
-        torch.set_num_threads(threads)
-        torch.backends.cudnn.benchmark = benchmark
-        torch.backends.cudnn.deterministic = deterministic
-        torch.backends.cudnn.allow_tf32 = cudnn_tf32
-        torch.backends.cuda.matmul.allow_tf32 = matmul_tf32
+        _before.pop().set()
 
 
 def choose_device(name: str) -> str:

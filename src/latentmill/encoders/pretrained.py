@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from latentmill.encoders.memory import DeviceFullError, is_out_of_memory
 from latentmill.errors import ModelError
 
 if TYPE_CHECKING:
@@ -28,12 +29,11 @@ def load_pretrained(
     unused: ending of the names of tensors that may be missing. Raises ModelError, also where others are missing.
     """
     import transformers
-    from safetensors import SafetensorError
 
     made = getattr(transformers, class_name, None)
     if made is None:
         raise ModelError(f"{name} needs {class_name}, which transformers {transformers.__version__} lacks: upgrade it")
-    try:
+    with load_errors(name):
         with quietly():
             model, loading = made.from_pretrained(
                 folder,
@@ -44,12 +44,26 @@ def load_pretrained(
                 **settings,
             )
         model = model.eval().requires_grad_(False).to(device)
-    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
-        raise ModelError(f"{name} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     missing = sorted(key for key in loading["missing_keys"] if not unused or not key.endswith(unused))
     if missing:
         raise ModelError(f"the weights of {name} are not whole: {len(missing)} tensors are missing, {missing[0]} first")
     return model
+
+
+@contextmanager
+def load_errors(name: str) -> Iterator[None]:
+    """Raises ModelError where a model cannot be loaded: DeviceFullError where it does not fit in memory."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
+        told = " ".join(str(error).split())[:300]
+        if isinstance(error, RuntimeError) and is_out_of_memory(error):
+            raise DeviceFullError(
+                f"{name} does not fit in the device's memory: use --dtype bfloat16, or --device cpu. Found: {told}"
+            ) from error
+        raise ModelError(f"{name} cannot be loaded: {told}") from error
 
 
 @contextmanager

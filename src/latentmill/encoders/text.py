@@ -11,13 +11,13 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
 from latentmill.encoders import heap
 from latentmill.encoders.device import choose_device, own_threads, prepare_device
-from latentmill.encoders.memory import Halving
+from latentmill.encoders.memory import Halving, no_room_for_float32, unless_full
 from latentmill.encoders.text_families import features_of, load_model, pooled_of
 from latentmill.encoders.text_models import ResolvedTextModel, resolve_text
 from latentmill.encoders.text_settings import PLAIN, TextSettings
@@ -30,6 +30,9 @@ from latentmill.formats.metadata import Value
 from latentmill.records import RECOMPUTED_FLOAT32, Array, Encoded, Sample
 from latentmill.registry import TEXT_MODELS
 from latentmill.stages import Encoder, Results
+
+if TYPE_CHECKING:
+    import torch
 
 POOLED = "pooled"  # its name beside the features
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -139,7 +142,9 @@ class TextSpec:
 
     def close(self) -> None:
         """Let go of the model that `open` loaded."""
-        self.__dict__.pop("_opened", None)
+        opened = self.__dict__.pop("_opened", None)
+        if opened is not None:
+            opened.forget()
 
     @cached_property
     def _opened(self) -> TextEncoder:
@@ -240,10 +245,11 @@ class TextEncoder:
             )
 
     @cached_property
-    def _float32_model(self) -> Any:
+    def _float32_model(self) -> Any | None:
+        """None where there is no room for it."""
         import torch
 
-        return load_model(self.spec.model, self.device, torch.float32)
+        return unless_full(lambda: load_model(self.spec.model, self.device, torch.float32))
 
     def encode(self, samples: Sequence[Sample]) -> list[Encoded | SampleError]:
         """Features of one batch, padded to its longest row. Ids of this batch or the one before are computed once.
@@ -261,6 +267,10 @@ class TextEncoder:
         wanted = [known[key] for key in keys]
         return lambda: [result() for result in wanted]
 
+    def forget(self) -> None:
+        """Let go of the batch before, whose results hold this encoder, and so its model."""
+        self._last = {}
+
     def _begun(self, rows: Sequence[Array]) -> list[_Result]:
         with self._forwards:
             computed = self._computed(self.model, rows)
@@ -273,12 +283,17 @@ class TextEncoder:
         results = [_checked(vectors()) for vectors in computed]
         again = [place for place, result in enumerate(results) if isinstance(result, SampleError)]
         if again and self.spec.dtype != "float32":
-            with self._forwards:
-                own_threads(self.spec.threads)
-                better = self._computed(self._float32_model, [rows[place] for place in again])
-            for place, vectors in zip(again, better, strict=True):
-                results[place] = _checked(vectors(), (RECOMPUTED_FLOAT32,))
+            for place, result in zip(again, self._in_float32([rows[place] for place in again]), strict=True):
+                results[place] = result
         return results
+
+    def _in_float32(self, rows: Sequence[Array]) -> list[Encoded | SampleError]:
+        with self._forwards:
+            if self._float32_model is None:
+                return [no_room_for_float32() for _ in rows]
+            own_threads(self.spec.threads)
+            computed = self._computed(self._float32_model, rows)
+        return [_checked(vectors(), (RECOMPUTED_FLOAT32,)) for vectors in computed]
 
     def _computed(self, model: Any, rows: Sequence[Array]) -> list[Callable[[], _Vectors]]:
         """Vectors of each row, in as many batches as the memory asks for."""
@@ -297,14 +312,18 @@ class TextEncoder:
         ids, mask = _padded(rows, getattr(model.config, "pad_token_id", None) or 0)
         more: dict[str, Any] = dict(self.spec.model.family.forward)
         if settings.mask:
-            more["attention_mask"] = torch.from_numpy(mask).to(self.device)
+            more["attention_mask"] = self._on_device(mask)
         if settings.layers:
             more["output_hidden_states"] = True
         with torch.inference_mode():
-            output = model(input_ids=torch.from_numpy(ids).to(self.device), **more)
+            output = model(input_ids=self._on_device(ids), **more)
             pooled = None if settings.output == "features" else self._stored(pooled_of(output))
             stored = None if settings.output == "pooled" else self._stored(features_of(output, settings.layers))
         return [partial(self._vectors, row, number, stored, pooled) for number, row in enumerate(rows)]
+
+    def _on_device(self, array: Array) -> torch.Tensor:
+        """As images go there: a plain copy to a GPU would wait for all that is queued in it."""
+        return self._transfer.upload([array])[0]
 
     def _stored(self, vectors: Any) -> Wait:
         import torch

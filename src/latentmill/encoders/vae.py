@@ -18,7 +18,7 @@ from latentmill.encoders.device import choose_device as choose_device
 from latentmill.encoders.device import own_threads
 from latentmill.encoders.device import prepare_device as prepare_device
 from latentmill.encoders.device import restore_torch as restore_torch
-from latentmill.encoders.memory import Halving, unless_out_of_memory
+from latentmill.encoders.memory import Halving, no_room_for_float32, unless_full
 from latentmill.encoders.models import ResolvedModel, check_statistic
 from latentmill.encoders.pixels import to_input as to_input
 from latentmill.encoders.tiles import tiled_moments
@@ -123,10 +123,11 @@ class VaeEncoder:
         return Forward(vae, self.family, self.device, self._transfer, spec.pixel_range, even=even, **loading)
 
     @cached_property
-    def _in_float32(self) -> Forward:
+    def _in_float32(self) -> Forward | None:
+        """None where there is no room for it."""
         import torch
 
-        return self._loaded(torch.float32)
+        return unless_full(lambda: self._loaded(torch.float32))
 
     def encode(self, samples: Sequence[Sample]) -> list[Encoded | SampleError]:
         """Latents of one batch; what is not finite in half precision is computed again in float32.
@@ -184,6 +185,8 @@ class VaeEncoder:
         if np.isfinite(moments).all() or self.spec.dtype == "float32":
             return self._encoded(sample, moments, notes)
         with self._forwards:
+            if self._in_float32 is None:
+                return no_room_for_float32()
             own_threads(self.spec.threads)
             (again,) = self._fitting(self._in_float32, [sample])
         if isinstance(again, SampleError):
@@ -201,6 +204,7 @@ class VaeEncoder:
             wait = self._moments(forward, [sample.array for sample in batch])
             return [(partial(_row, wait, number), notes) for number in range(len(batch))]
 
+        # each image is tried whole, whatever became of others of its size: what has no room now may have it later
         return self._halving.in_halves(run, samples, lambda limit: None, lambda sample: self._alone(forward, sample))
 
     def _too_large(self, forward: Forward, sample: Sample) -> bool:
@@ -217,7 +221,7 @@ class VaeEncoder:
         tiles = _TILES[-1:] if self.spec.tiling == "always" else _TILES
         side = max(sample.array.shape[:2])
         for tile in [size for size in tiles if size < side and not self._exceeds(forward, size * size)] or tiles[-1:]:
-            found = unless_out_of_memory(partial(self._tiled, forward, sample, tile))
+            found = self._halving.tried(partial(self._tiled, forward, sample, tile))
             if found is not None:
                 return found
         return self._unfit(sample)
@@ -244,7 +248,7 @@ class VaeEncoder:
             f"{tiles}--dtype bfloat16, or --device cpu"
         )
         if not self._worked:
-            raise ModelError(f"not even one image fits: {reason}")
+            raise ModelError(f"not even one image fits: {reason}. Found: {self._halving.heard or 'no room for it'}")
         return SampleError("memory", reason)
 
     def _encoded(self, sample: Sample, moments: Array, notes: tuple[str, ...]) -> Encoded | SampleError:
@@ -284,9 +288,20 @@ class VaeDecoder:
         self.family = FAMILIES[spec.model.info.class_name]
         self.device = prepare_device(spec.device, spec.threads)
         self.vae = load_vae(spec.model, self.device, torch.float32)
+        self._halving: Halving[Sample] = Halving("latent", cost=_places)
 
     def encode(self, samples: Sequence[Sample]) -> list[Encoded | SampleError]:
-        """Pixels of one batch of latents."""
+        """Pixels of one batch of latents, in smaller ones where memory asks for it.
+
+        Raises ModelError where not even one fits.
+        """
+
+        def run(batch: Sequence[Sample]) -> list[Encoded | SampleError]:
+            return self._decoded(batch, (SMALLER_BATCH,) if len(batch) < len(samples) else ())
+
+        return self._halving.in_halves(run, samples, lambda limit: None)
+
+    def _decoded(self, samples: Sequence[Sample], notes: tuple[str, ...]) -> list[Encoded | SampleError]:
         import torch
 
         latents = torch.from_numpy(np.stack([sample.array for sample in samples])).float()
@@ -300,7 +315,7 @@ class VaeDecoder:
         finite = scaled.isfinite().flatten(1).all(1).tolist()
         pixels = scaled.nan_to_num().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
         return [
-            Encoded(array) if whole else SampleError("encode", "the picture is not finite (NaN or infinity)")
+            Encoded(array, notes) if whole else SampleError("encode", "the picture is not finite (NaN or infinity)")
             for array, whole in zip(pixels, finite, strict=True)
         ]
 
@@ -341,6 +356,10 @@ def channel_sums(values: Array, std: Array) -> tuple[float, ...]:
 
 def _pixels(samples: Sequence[Sample]) -> int:
     return sum(sample.array.shape[0] * sample.array.shape[1] for sample in samples)
+
+
+def _places(latents: Sequence[Sample]) -> int:
+    return sum(latent.array.shape[-2] * latent.array.shape[-1] for latent in latents)
 
 
 def _even_pixels(samples: Sequence[Sample]) -> int:

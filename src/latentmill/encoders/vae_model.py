@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from latentmill.encoders.models import ResolvedModel
 from latentmill.encoders.pixels import levels, looked_up, normalised
+from latentmill.encoders.pretrained import load_errors
 from latentmill.encoders.transfer import Transfer, Wait
 from latentmill.encoders.vae_families import Family, Vae
 from latentmill.errors import ModelError
@@ -68,7 +69,6 @@ def load_vae(model: ResolvedModel, device: torch.device, dtype: torch.dtype, *, 
     """The model in evaluation mode, from safetensors. Raises ModelError."""
     import diffusers
     import torch
-    from safetensors import SafetensorError
 
     family = getattr(diffusers, model.info.class_name, None)
     if family is None:
@@ -76,12 +76,10 @@ def load_vae(model: ResolvedModel, device: torch.device, dtype: torch.dtype, *, 
             f"{model.info.name} needs a diffusers that has {model.info.class_name}. Found: {diffusers.__version__}; "
             "pip install -U diffusers"
         )
-    try:
+    with load_errors(model.info.name):
         vae = family.from_pretrained(
             model.folder, use_safetensors=True, local_files_only=True, torch_dtype=dtype, low_cpu_mem_usage=False
         )
-    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
-        raise ModelError(f"{model.info.name} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
-    vae.eval().requires_grad_(False)
-    loaded: Vae = vae.to(device, memory_format=torch.channels_last) if channels_last else vae.to(device)
+        vae.eval().requires_grad_(False)
+        loaded: Vae = vae.to(device, memory_format=torch.channels_last) if channels_last else vae.to(device)
     return loaded

@@ -19,7 +19,7 @@ import numpy as np
 
 from latentmill.encoders import heap
 from latentmill.encoders.device import own_threads, prepare_device
-from latentmill.encoders.memory import Halving
+from latentmill.encoders.memory import Halving, no_room_for_float32, unless_full
 from latentmill.encoders.pretrained import load_pretrained
 from latentmill.encoders.transfer import Wait, transfer_for
 from latentmill.encoders.vision_input import InputRule, RepaInput, Size
@@ -152,6 +152,7 @@ def vision_info(spec: VisionSpec, pixel_size: Size | None) -> VisionInfo:
     )
 
 
+_Found = tuple[Array, tuple[str, ...]]  # features of an image, and notes on how they were computed
 _Computed = tuple[Wait, int, tuple[str, ...]]  # features of a batch, which of them, notes on how they were computed
 
 
@@ -171,10 +172,11 @@ class VisionEncoder:
             heap.keep_buffers()
 
     @cached_property
-    def _float32_model(self) -> Any:
+    def _float32_model(self) -> Any | None:
+        """None where there is no room for it."""
         import torch
 
-        return load_vision(self.spec, self.device, torch.float32)
+        return unless_full(lambda: load_vision(self.spec, self.device, torch.float32))
 
     def encode(self, samples: Sequence[Sample]) -> list[Encoded | SampleError]:
         """Features of one batch; those not finite in half precision are computed again in float32.
@@ -191,16 +193,27 @@ class VisionEncoder:
         return lambda: self._ended(samples, computed)
 
     def _ended(self, samples: Sequence[Sample], computed: Sequence[_Computed]) -> list[Encoded | SampleError]:
-        results = [(wait()[number], notes) for wait, number, notes in computed]
+        results: list[_Found] = [(wait()[number], notes) for wait, number, notes in computed]
         again = [place for place, (array, _) in enumerate(results) if not np.isfinite(array).all()]
         if again and self.spec.dtype != "float32":
-            with self._forwards:
-                own_threads(self.spec.threads)
-                better = self._computed(self._float32_model, [samples[place] for place in again])
-            for place, (wait, number, notes) in zip(again, better, strict=True):
-                told = tuple(dict.fromkeys((*results[place][1], *notes, RECOMPUTED_FLOAT32)))
-                results[place] = wait()[number], told
+            better = self._in_float32([samples[place] for place in again])
+            if better is None:
+                failed = set(again)
+                return [
+                    no_room_for_float32() if n in failed else self._checked(*each) for n, each in enumerate(results)
+                ]
+            for place, (array, notes) in zip(again, better, strict=True):
+                results[place] = array, tuple(dict.fromkeys((*results[place][1], *notes, RECOMPUTED_FLOAT32)))
         return [self._checked(array, notes) for array, notes in results]
+
+    def _in_float32(self, samples: Sequence[Sample]) -> list[_Found] | None:
+        """None where the model has no room in float32."""
+        with self._forwards:
+            if self._float32_model is None:
+                return None
+            own_threads(self.spec.threads)
+            computed = self._computed(self._float32_model, samples)
+        return [(wait()[number], notes) for wait, number, notes in computed]
 
     def _computed(self, model: Any, samples: Sequence[Sample]) -> list[_Computed]:
         """float32 features of samples of one shape, in batches that fit in memory, and how they were computed."""

@@ -7,6 +7,7 @@ encoder. All are picklable.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -137,12 +138,21 @@ def _looked_up(values: Array, pixels: Array | torch.Tensor, device: torch.device
     import torch
 
     if isinstance(pixels, torch.Tensor):
-        return looked_up(torch.from_numpy(values).to(device), pixels).contiguous()
+        return looked_up(_constants(tuple(values.tolist()), device), pixels).contiguous()
     return torch.from_numpy(np.take(values, np.stack([planes(image) for image in pixels]))).to(device)
 
 
 def _normalised(batch: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
-    return (batch - batch.new_tensor(mean).view(-1, 1, 1)) / batch.new_tensor(std).view(-1, 1, 1)
+    shift, scale = _constants(mean, batch.device), _constants(std, batch.device)
+    return (batch - shift.view(-1, 1, 1)) / scale.view(-1, 1, 1)
+
+
+@lru_cache(maxsize=32)
+def _constants(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """float32, copied to the device once: a copy from here would wait for all that is queued in it."""
+    import torch
+
+    return torch.tensor(values, dtype=torch.float32).to(device)
 
 
 def _centred(size: Size, crop: Size) -> tuple[int, int, int, int]:

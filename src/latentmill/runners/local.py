@@ -87,7 +87,8 @@ class _Processes:
     def start(self) -> int:
         context: Any = multiprocessing.get_context(_start_method())
         slot = min(set(range(len(self.members) + 1)) - {member.slot for member in self.members.values()})
-        device = self.task.devices[slot % len(self.task.devices)] if self.task.devices else ""
+        several = len(self.task.devices) > 1  # a single one is what the encoder was told, among all that are there
+        device = self.task.devices[slot % len(self.task.devices)] if several else ""
         ours, theirs = context.Pipe()
         process = context.Process(target=_work, args=(self.task, theirs, os.getpid(), device, self.workers))
         try:
