@@ -131,7 +131,9 @@ def test_a_fault_in_a_worker_comes_with_its_traceback(photos: Path, tmp_path: Pa
     task = task_for(photos, tmp_path / "out", load=FaultyLoad(*LOAD))
     with pytest.raises(RuntimeError, match="nobody foresaw this") as caught:
         run(task, range(3), 2, lambda event: None)
-    assert "in __call__" in str(caught.value)
+    image, told = caught.value.__notes__
+    assert image.startswith("with ")
+    assert "in __call__" in told
     assert not multiprocessing.active_children()
 
 

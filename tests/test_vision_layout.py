@@ -13,9 +13,12 @@ import torch
 
 from latentmill.errors import ConfigError, SourceError
 from latentmill.files import digest, digest_lines
+from latentmill.formats.columns_writer import ColumnsWriter, write_columns
+from latentmill.formats.index_lines import stored_rows
 from latentmill.formats.layouts import layout_of
 from latentmill.formats.metadata import (
     DATASET_JSON,
+    INDEX_COLUMNS,
     INDEX_JSONL,
     METADATA_JSON,
     Counts,
@@ -71,6 +74,10 @@ def made(folder: Path, naming: Naming = "repa", **changes: Any) -> list[np.ndarr
     (folder / METADATA_JSON).write_text(metadata.to_json())
     if layout.labelled:
         (folder / DATASET_JSON).write_text(json.dumps({"labels": labels}))
+    columns = ColumnsWriter(None, in_zip=False)
+    for row in stored_rows(folder):
+        columns.add(row)
+    write_columns(folder / INDEX_COLUMNS, columns, metadata.index_digest)
     return arrays
 
 
