@@ -267,6 +267,41 @@ def test_where_the_model_has_no_room_in_float32_what_overflowed_is_a_reject(
     assert len(tries) == 1
 
 
+def test_one_caption_that_has_no_room_in_float32_leaves_the_others_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cat, dog = spec().tokenize(["a cat", "a dog"])
+    of_cats = np.setdiff1d(cat.ids, dog.ids)
+    full = changed_t5(tmp_path, lambda t5: t5.shared.weight[of_cats[0]].fill_(1e5))  # infinite in float16
+    half = replace(full, dtype="float16")
+    encoder, whole = half.open(), encoded(full, ["a dog"])[0]
+    monkeypatch.setattr(T5EncoderModel, "to", without_room)
+    for bad, good in (encoder.encode(samples([cat, dog])), encoder.encode(samples([dog, cat]))[::-1]):
+        assert isinstance(bad, SampleError)
+        assert bad.stage == "memory"
+        assert isinstance(good, Encoded)
+        assert distance(features([good])[0], whole) <= 5e-3
+
+
+def without_room(*arguments: object) -> None:
+    raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB")
+
+
+def test_where_one_caption_has_no_room_in_float32_it_is_a_reject_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = replace(changed_t5(tmp_path, overflowing_feed_forward), dtype="float16")
+    encoder = half.open()
+
+    def full(module: object, arguments: object, named: dict[str, torch.Tensor]) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    encoder._float32_model.register_forward_pre_hook(full, with_kwargs=True)
+    for result in encoder.encode(samples(half.tokenize(["a cat", "a dog"]))):
+        assert isinstance(result, SampleError)
+        assert str(result).startswith("memory: ")
+
+
 def with_memory_for(encoder: TextEncoder, tokens: int) -> list[int]:
     """Let the model run out of memory beyond so many padded tokens; the list takes the size of every try."""
     tries: list[int] = []

@@ -537,6 +537,30 @@ def test_where_the_model_has_no_room_in_float32_what_overflowed_is_a_reject(
     assert len(tries) == 1
 
 
+def test_a_job_goes_on_where_the_model_has_no_room_in_float32(
+    tmp_path: Path, pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, to, tries = tmp_path / "photos", AutoencoderKL.to, []
+    source.mkdir()
+    for number, array in enumerate([pixels[0], grey(), pixels[1], grey() + 1]):
+        Image.fromarray(array).save(source / f"{number}.png")
+
+    def crowded(vae: AutoencoderKL, *arguments: Any, **named: Any) -> AutoencoderKL:
+        if vae.dtype == torch.float32:
+            tries.append(arguments)
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB")
+        return to(vae, *arguments, **named)
+
+    monkeypatch.setattr(AutoencoderKL, "to", crowded)
+    vae = str(fragile_vae(tmp_path / "vae", OVERFLOWS_IN_FLOAT16))
+    result = api.encode(source, tmp_path / "latents", model_url=vae, dtype="float16", batch_size=1, max_failures=2)
+    assert (result.stored, result.rejected) == (2, 2)
+    rejects = [json.loads(line) for line in result.rejects.read_text().splitlines()]
+    assert [(reject["key"], reject["stage"]) for reject in rejects] == [("0.png", "memory"), ("2.png", "memory")]
+    assert len(tries) == 1
+    assert not verify(result.dest).problems
+
+
 def test_latents_that_do_not_fit_are_decoded_in_smaller_batches(samples: list[Sample]) -> None:
     latents = [sample(result.array, number) for number, result in enumerate(spec(store="mean").open().encode(samples))]
     expected = arrays(DecoderSpec(spec()).open().encode(latents)).astype(int)
@@ -580,7 +604,7 @@ def test_on_a_cpu_batches_and_images_are_cut_to_the_available_memory_before_they
     (result,) = spec(tiling="never").open().encode([samples[0]])
     assert result.notes == ()
     monkeypatch.setattr("latentmill.encoders.vae.available_memory", lambda: memory_for(0.5))
-    with pytest.raises(ModelError, match="use --tiling auto"):
+    with pytest.raises(ModelError, match=r"use --tiling auto, .*\. Found: no room for it"):
         spec(tiling="never").open().encode([samples[0]])
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import interpolate
 
-from latentmill.encoders.vision_input import Processor, RepaInput
+from latentmill.encoders.vision_input import Processor, RepaInput, _constants
 from latentmill.encoders.vision_processor import processor_of
 from latentmill.errors import ConfigError, ModelError
 from tiny_vision import DINOV3_PROCESSOR, photo
@@ -144,6 +144,38 @@ def test_repa_input_is_what_repa_computes_at_every_step(
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in IMAGENET)
     expected = interpolate(((raw / 255.0) - mean) / std, side, mode="bicubic")
     assert np.array_equal(through(rule, image), expected[0].numpy())
+
+
+RULES = [
+    RepaInput(*IMAGENET, 14),
+    of(SIGLIP(size={"height": 32, "width": 48})),
+    processor_of(DINOV3_PROCESSOR, "", "it"),
+]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_pixels_on_the_device_give_the_same_bits_and_constants_are_copied_there_once(
+    rule: Processor | RepaInput,
+) -> None:
+    """A table of bytes, means and deviations: a copy of one from here would wait for all that is queued there."""
+    _constants.cache_clear()
+    for _ in range(3):
+        pixels = np.stack([photo(32, 48), photo(32, 48, "plant/flower.jpg")])
+        assert torch.equal(rule.tensor(torch.from_numpy(pixels), CPU), rule.tensor(pixels, CPU))
+    found = _constants.cache_info()
+    different = 2 if rule.mean == rule.std else 3
+    assert (found.misses, found.misses + found.hits) == (different, 3 * (3 + 2))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_another_default_device_changes_nothing(rule: Processor | RepaInput) -> None:
+    """As in a script that called `torch.set_default_device("cuda")`."""
+    pixels = photo(32, 48)[None]
+    expected = rule.tensor(pixels, CPU)
+    _constants.cache_clear()
+    with torch.device("meta"):
+        found = rule.tensor(pixels, CPU)
+    assert torch.equal(found, expected)
 
 
 def test_pictures_below_one_patch_of_latents_are_refused() -> None:

@@ -19,18 +19,18 @@ _PRECISIONS = ("cuda.matmul", "cudnn.conv", "cudnn.rnn", "mkldnn.matmul", "mkldn
 
 @dataclass(frozen=True)
 class _Settings:
-    """PyTorch's, of the whole process. matmul: its one word for products of matrices; None where those differ.
+    """PyTorch's, of the whole process.
 
-    precisions: of `_PRECISIONS`; None where PyTorch has only a flag for TF32, cudnn_tf32, which it may refuse to tell
-    where it has both.
+    matmul: its one word for products of matrices; None where those differ. cudnn_tf32: its flag; None where
+    convolutions have another precision. precisions: of `_PRECISIONS`; None where PyTorch has none but those two.
     """
 
     threads: int
     benchmark: bool
     deterministic: bool
     matmul: str | None
-    precisions: tuple[str, ...] | None
     cudnn_tf32: bool | None
+    precisions: tuple[str, ...] | None
 
     @classmethod
     def now(cls) -> _Settings:
@@ -42,11 +42,14 @@ class _Settings:
         except RuntimeError:
             matmul = None
         try:
+            tf32 = bool(cudnn.allow_tf32)
+        except RuntimeError:
+            tf32 = None
+        try:
             precisions = tuple(place.fp32_precision for place in _places())
         except AttributeError:
             precisions = None
-        tf32 = cudnn.allow_tf32 if precisions is None else None
-        return cls(torch.get_num_threads(), cudnn.benchmark, cudnn.deterministic, matmul, precisions, tf32)
+        return cls(torch.get_num_threads(), cudnn.benchmark, cudnn.deterministic, matmul, tf32, precisions)
 
     def set(self) -> None:
         import torch
@@ -54,8 +57,8 @@ class _Settings:
         cudnn = torch.backends.cudnn
         torch.set_num_threads(self.threads)
         cudnn.benchmark, cudnn.deterministic = self.benchmark, self.deterministic
-        if self.matmul is not None:
-            torch.set_float32_matmul_precision(self.matmul)  # this first: it sets some of the others too
+        if self.matmul is not None:  # these two first: they set some of the others too
+            torch.set_float32_matmul_precision(self.matmul)
         if self.cudnn_tf32 is not None:
             cudnn.allow_tf32 = self.cudnn_tf32
         for place, precision in zip(_places() if self.precisions else (), self.precisions or (), strict=True):
@@ -83,10 +86,7 @@ def prepare_device(name: str, threads: int) -> torch.device:
 
     _before.append(now := _Settings.now())
     exact = ("ieee",) * len(_PRECISIONS)
-    if now.precisions is None:
-        _Settings(threads, False, True, "highest", None, False).set()
-    else:
-        _Settings(threads, False, True, "highest", exact, None).set()
+    _Settings(threads, False, True, "highest", False, None if now.precisions is None else exact).set()
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ModelError("device cuda is not there: PyTorch sees no GPU. Use --device cpu, or a CUDA build of PyTorch")
     if name == "mps" and not torch.backends.mps.is_available():

@@ -30,7 +30,7 @@ _LONGEST_TEXT = 200
 
 
 class DeviceFullError(ModelError):
-    """A model does not fit in the device's memory."""
+    """A model does not fit in the device's memory, or not what it computes of one item."""
 
 
 class Halving(Generic[T]):
@@ -91,7 +91,7 @@ class Halving(Generic[T]):
     def _alone(self, item: T, last_resort: Callable[[T], R] | None) -> R:
         found = None if last_resort is None else self.tried(partial(last_resort, item))
         if found is None:
-            raise ModelError(
+            raise DeviceFullError(
                 f"not even one {self._what} fits in the device's memory: use --dtype bfloat16, or --device cpu. Found: "
                 f"{self.heard}"
             )
@@ -126,7 +126,7 @@ def unless_out_of_memory(run: Callable[[], R], hear: Callable[[str], None] = _to
 
 
 def unless_full(load: Callable[[], R]) -> R | None:
-    """The model; None where it does not fit in the device's memory, and then what was loaded of it is free again."""
+    """What is loaded or computed; None where it does not fit in the device's memory, and then that is free again."""
     try:
         return load()
     except DeviceFullError:

@@ -292,7 +292,9 @@ class TextEncoder:
             if self._float32_model is None:
                 return [no_room_for_float32() for _ in rows]
             own_threads(self.spec.threads)
-            computed = self._computed(self._float32_model, rows)
+            computed = unless_full(lambda: self._computed(self._float32_model, rows))
+        if computed is None:
+            return [no_room_for_float32() for _ in rows]
         return [_checked(vectors(), (RECOMPUTED_FLOAT32,)) for vectors in computed]
 
     def _computed(self, model: Any, rows: Sequence[Array]) -> list[Callable[[], _Vectors]]:

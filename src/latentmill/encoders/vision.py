@@ -212,8 +212,8 @@ class VisionEncoder:
             if self._float32_model is None:
                 return None
             own_threads(self.spec.threads)
-            computed = self._computed(self._float32_model, samples)
-        return [(wait()[number], notes) for wait, number, notes in computed]
+            computed = unless_full(lambda: self._computed(self._float32_model, samples))
+        return None if computed is None else [(wait()[number], notes) for wait, number, notes in computed]
 
     def _computed(self, model: Any, samples: Sequence[Sample]) -> list[_Computed]:
         """float32 features of samples of one shape, in batches that fit in memory, and how they were computed."""

@@ -152,7 +152,7 @@ def _constants(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
     """float32, copied to the device once: a copy from here would wait for all that is queued in it."""
     import torch
 
-    return torch.tensor(values, dtype=torch.float32).to(device)
+    return torch.tensor(values, dtype=torch.float32, device="cpu").to(device)
 
 
 def _centred(size: Size, crop: Size) -> tuple[int, int, int, int]:
