@@ -30,7 +30,7 @@ docs: $(READY)
 check-dist: $(READY)
 	$(BIN)/python tools/check_dist.py --extras "$(EXTRAS)"
 
-# Everything that docs/performance.md tells, to benchmarks/results.md: 40 minutes, and a quiet machine.
+# Everything that docs/performance.md tells, to benchmarks/results.md: 30 to 40 minutes, and a quiet machine.
 # make bench BENCH="--quick" takes some minutes; other arguments: benchmarks/run.py --help
 bench: $(READY)
 	$(BIN)/python benchmarks/run.py $(BENCH)
