@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-_TOUCHED = 1 << 30  # bytes, more than a program of a round writes to
+_TOUCHED = 1 << 30  # bytes, more than a conversion of a thousand photos writes to
 
 
 _last_rounds: set[int] = set()

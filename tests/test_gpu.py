@@ -22,13 +22,10 @@ from latentmill.encoders.compiling import compile_module
 from latentmill.encoders.device import prepare_device, restore_torch
 from latentmill.encoders.memory import DeviceFullError, Halving, is_out_of_memory
 from latentmill.encoders.models import resolve
-from latentmill.encoders.pretrained import load_errors
 from latentmill.encoders.text import TextSpec
 from latentmill.encoders.text_models import resolve_text
 from latentmill.encoders.vae import VaeSpec
-from latentmill.encoders.vae_model import load_vae
 from latentmill.encoders.vision import vision_spec
-from latentmill.encoders.vision_input import _constants
 from latentmill.errors import ModelError
 from latentmill.records import Encoded, Sample
 from latentmill.runners import local
@@ -266,20 +263,6 @@ def test_what_the_device_told_last_is_one_line_of_a_bounded_length() -> None:
     assert len(str(error.value)) < 400
 
 
-def test_a_model_that_does_not_fit_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*arguments: object, **named: object) -> None:
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB")
-
-    with (
-        pytest.raises(DeviceFullError, match="t5 does not fit in the device's memory: use --dtype bfloat16"),
-        load_errors("t5"),
-    ):
-        full()
-    monkeypatch.setattr("diffusers.AutoencoderKL.to", full)
-    with pytest.raises(DeviceFullError, match=r"does not fit in .*, or --device cpu. Found: CUDA out of memory"):
-        load_vae(resolve(str(TINY_VAE)), torch.device("cpu"), torch.float32)
-
-
 @pytest.mark.parametrize("step", ["from_pretrained", "to"])
 @pytest.mark.parametrize("kind", ["text", "vision", "vae"])
 def test_an_encoder_that_does_not_fit_may_be_opened_once_there_is_room(
@@ -350,10 +333,3 @@ def test_an_inductor_that_has_no_such_option_is_told_none(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch._inductor, "config", SimpleNamespace(max_autotune=False))
     compile_module(SimpleNamespace(compile=lambda **how: told.append(how)), "inductor")
     assert [how["options"] for how in told] == [None]
-
-
-def test_constants_go_to_the_device_once() -> None:
-    one = _constants((0.5, 0.25), torch.device("cpu"))
-    assert one is _constants((0.5, 0.25), torch.device("cpu"))
-    assert one.tolist() == [0.5, 0.25]
-    assert one.dtype == torch.float32

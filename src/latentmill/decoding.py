@@ -125,7 +125,7 @@ def decoded_bytes(data: bytes, reduction: Reduction | None = None) -> int:
             height, width, _, sampling = simplejpeg.decode_jpeg_header(data)
         except _JPEG_ERRORS:
             return 0
-        halvings = reduction((height, width)) if reduction and _reducible(data, sampling) else 0
+        halvings = _halvings(data, sampling, reduction, (height, width))
         return 3 * (int(height) >> halvings) * (int(width) >> halvings)
     if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= _PNG_BIT_DEPTH:
         width, height = _PNG_SIZE.unpack_from(data, _PNG_SIZE_AT)
@@ -212,9 +212,7 @@ def _decode_jpeg(
         if colorspace not in ("YCbCr", "Gray"):
             return None
         _check_pixels(width, height, max_pixels)
-        count = 0
-        if reduction and _reducible(data, sampling):
-            count = reduction((width, height) if on_its_side else (height, width))
+        count = _halvings(data, sampling, reduction, (width, height) if on_its_side else (height, width))
         least = (height >> count, width >> count) if count else (0, 0)
         kind, channels = ("RGB", 3) if colorspace == "YCbCr" else ("GRAY", 1)
         buffer = memory((height >> count) * (width >> count) * channels) if memory else None
@@ -256,6 +254,12 @@ def _segments(data: bytes) -> Iterator[tuple[int, int]]:
             return
         yield at, marker
         at += 2 + length
+
+
+def _halvings(data: bytes, sampling: str, reduction: Reduction | None, size: tuple[int, int]) -> int:
+    """How often the sides of a JPEG, (height, width) as it is shown, may be halved while it is decoded."""
+    count = reduction(size) if reduction else 0
+    return count if count and _reducible(data, sampling) else 0
 
 
 def _reducible(data: bytes, sampling: str) -> bool:

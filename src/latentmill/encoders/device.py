@@ -61,8 +61,9 @@ class _Settings:
             torch.set_float32_matmul_precision(self.matmul)
         if self.cudnn_tf32 is not None:
             cudnn.allow_tf32 = self.cudnn_tf32
-        for place, precision in zip(_places() if self.precisions else (), self.precisions or (), strict=True):
-            place.fp32_precision = precision
+        if self.precisions is not None:
+            for place, precision in zip(_places(), self.precisions, strict=True):
+                place.fp32_precision = precision
 
 
 _before: list[_Settings] = []
