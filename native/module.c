@@ -4,6 +4,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include "decode.h"
 #include "draw.h"
 #include "reading.h"
 #include "resample.h"
@@ -243,7 +244,7 @@ static PyObject *use(PyObject *self, PyObject *args) {
     return PyErr_Format(PyExc_ValueError, "kernels must be among KERNELS. Found: %s", name);
 }
 
-#define INTERFACE 2 /* as compiled.py has it: one more whenever a function takes or gives something else */
+#define INTERFACE 3 /* as compiled.py has it: one more whenever a function takes or gives something else */
 
 static PyMethodDef METHODS[] = {
     {"resize", resize, METH_VARARGS, resize_doc},
@@ -256,6 +257,9 @@ static PyMethodDef METHODS[] = {
 #ifdef CAN_READ
     {"read_file", read_file, METH_VARARGS, read_file_doc},
     {"read_part", read_part, METH_VARARGS, read_part_doc},
+#endif
+#ifdef HAS_JPEG
+    {"decode_jpeg", decode, METH_VARARGS, decode_doc},
 #endif
     {"use", use, METH_VARARGS, use_doc},
     {NULL, NULL, 0, NULL},
@@ -271,7 +275,14 @@ static int set_up(PyObject *module) {
     if (names == NULL) return -1;
     int failed = PyModule_AddObjectRef(module, "KERNELS", names);
     Py_DECREF(names);
-    return failed < 0 ? failed : PyModule_AddIntConstant(module, "INTERFACE", INTERFACE);
+    if (failed < 0) return failed;
+#ifdef HAS_JPEG
+    int decodes = can_decode();
+#else
+    int decodes = 0;
+#endif
+    if (PyModule_AddIntConstant(module, "DECODES_JPEG", decodes) < 0) return -1;
+    return PyModule_AddIntConstant(module, "INTERFACE", INTERFACE);
 }
 
 static PyModuleDef_Slot SLOTS[] = {

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from latentmill import decoding, loading
+from latentmill import jpeg, loading
 from latentmill.files import digest
 from latentmill.outcome import Result
 from latentmill.recipe import Recipe
@@ -119,7 +119,7 @@ class Work:
 
     def __init__(self) -> None:
         self.decoded: Counter[str] = Counter()  # by digest
-        self.jpegs: Counter[str] = Counter()  # likewise, of all that goes to libjpeg
+        self.jpegs: Counter[str] = Counter()  # likewise, of all that are decoded as such
         self.read: Counter[str] = Counter()  # by key
 
 
@@ -127,7 +127,7 @@ class Work:
 def work(monkeypatch: pytest.MonkeyPatch) -> Work:
     """Counts from here on."""
     found = Work()
-    decode, jpeg = loading.decode_reduced, decoding.simplejpeg.decode_jpeg
+    decode, decode_jpeg = loading.decode_reduced, jpeg.pixels
 
     def counted_decode(data: bytes, *settings: Any) -> Any:
         found.decoded[digest(data)] += 1
@@ -135,7 +135,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Work:
 
     def counted_jpeg(data: bytes, *arguments: Any, **settings: Any) -> Any:
         found.jpegs[digest(bytes(data))] += 1
-        return jpeg(data, *arguments, **settings)
+        return decode_jpeg(data, *arguments, **settings)
 
     def counted_read(kind: type[Any]) -> Callable[[Any, SampleRef], bytes]:
         read = kind.read
@@ -148,7 +148,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Work:
         return counted
 
     monkeypatch.setattr(loading, "decode_reduced", counted_decode)
-    monkeypatch.setattr(decoding.simplejpeg, "decode_jpeg", counted_jpeg)
+    monkeypatch.setattr(jpeg, "pixels", counted_jpeg)
     for kind in (ImageSource, FeatureImages):
         monkeypatch.setattr(kind, "read", counted_read(kind))
     return found

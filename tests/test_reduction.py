@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import latentmill
-from latentmill import decoding
+from latentmill import jpeg
 from latentmill.errors import SettingsChangedError
 from latentmill.formats.metadata import Metadata
 from latentmill.loading import BucketLoad, DecodeImage, ImageLoad
@@ -158,8 +158,9 @@ def test_a_frame_that_libjpeg_may_find_elsewhere_is_never_reduced(filled: bytes)
     leads = 4 + int.from_bytes(data[4:6], "big")
     tables = cut(PHOTOS[0], (512, 512))[20:]  # behind JFIF's
     decoy = data.ljust(leads, b"\0")[:leads] + tables
-    assert decoding._reducible(whole[:2] + tables, "Gray")
-    assert not decoding._reducible(decoy, "Gray")
+    grey = jpeg.Header(512, 512, "Gray", "Gray")
+    assert jpeg.reducible(whole[:2] + tables, grey)
+    assert not jpeg.reducible(decoy, grey)
 
 
 @pytest.mark.parametrize(("sampling", "most"), [("444", 2), ("422", 2), ("420", 2), ("440", 2), ("411", 0)])

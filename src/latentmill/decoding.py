@@ -1,8 +1,8 @@
 """Image bytes to RGB pixels, exactly as Pillow's `convert("RGB")` gives them, and nothing that is not a picture.
 
-Colour and grey JPEGs go through simplejpeg (libjpeg-turbo, the same arithmetic as Pillow's, about 1.4 times
-faster); everything else, and every JPEG that simplejpeg will not take without a complaint, goes through Pillow,
-which then has the last word. The format is told by the content, never by the name.
+Colour and grey JPEGs are decoded by `jpeg` (libjpeg-turbo's arithmetic, which is Pillow's, about twice as fast);
+everything else, and every JPEG that libjpeg-turbo will not take without a complaint, goes through Pillow, which then
+has the last word. The format is told by the content, never by the name.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from io import BufferedReader
 from typing import Any
 
 import numpy as np
-import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from latentmill import jpeg
 from latentmill.errors import SampleError
 from latentmill.formats.payload import stored_png_pixels
 from latentmill.records import CMYK, EXIF_ROTATED, SIXTEEN_BIT, TRANSPARENT, Array
@@ -39,15 +39,6 @@ _PNG_SIZE_AT, _PNG_SIZE = 16, struct.Struct(">II")  # width and height, likewise
 _TIFF_BITS_PER_SAMPLE = 258
 # One of these stands in every JPEG that has an orientation; Pillow takes XMP's where EXIF has none.
 _ORIENTATION_MARKS = (b"Exif\0\0", b"tiff:Orientation")
-_START_OF_SCAN = 0xDA
-# Frames (ITU T.81, table B.1) of blocks of coefficients. Of others libjpeg-turbo gives the whole size, whatever it is
-# asked for, and writes it to where there is room for the reduced one.
-_FRAMES_OF_BLOCKS = frozenset({0xC0, 0xC1, 0xC2, 0xC9, 0xCA})
-_NO_SEGMENTS = frozenset({0x00, 0x01, *range(0xD0, 0xDA), 0xFF})  # they stand alone, or fill a gap
-_NO_FRAMES = frozenset({0xC4, 0xC8, 0xCC})  # among the markers that are numbered like frames
-# Of others (4:1:1) libjpeg-turbo repeats the colours at reduced scale: up to 71 levels from exact.
-_REDUCED_SAMPLINGS = frozenset({"444", "422", "420", "440", "Gray"})
-_JPEG_ERRORS = (ValueError, KeyError)  # KeyError: of a sampling of the colours that simplejpeg has no name for
 _PNG_LATE_KINDS = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")  # chunks with EXIF or XMP, which may follow the pixels
 _PNG_TAIL_BYTES = 1 << 16
 _STRIP_PIXELS = 1 << 20
@@ -58,7 +49,6 @@ _PILLOW_ERRORS = (
     AssertionError, RuntimeError, MemoryError, struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
 _OPENING = threading.Lock()  # Pillow's own limit is one for the whole process
-Memory = Callable[[int], Array]  # contiguous uint8, of at least so many bytes
 _BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0)}
 
 
@@ -94,7 +84,7 @@ def decode(
 
 
 def decode_reduced(
-    data: bytes, reduction: Reduction | None, exif: str, alpha: str, max_pixels: int, memory: Memory | None = None
+    data: bytes, reduction: Reduction | None, exif: str, alpha: str, max_pixels: int, memory: jpeg.Memory | None = None
 ) -> tuple[Array, tuple[str, ...], int]:
     """As `decode`, of a JPEG at the reduced scale that `reduction` allows; and how often its sides were halved.
 
@@ -121,12 +111,11 @@ def decode_reduced(
 def decoded_bytes(data: bytes, reduction: Reduction | None = None) -> int:
     """Bytes of the pixels that `decode_reduced` gives, of a JPEG or PNG, in microseconds; 0 of all else."""
     if data[:3] == b"\xff\xd8\xff":
-        try:
-            height, width, _, sampling = simplejpeg.decode_jpeg_header(data)
-        except _JPEG_ERRORS:
+        told = jpeg.header(data)
+        if told is None:
             return 0
-        halvings = _halvings(data, sampling, reduction, (height, width))
-        return 3 * (int(height) >> halvings) * (int(width) >> halvings)
+        halvings = _halvings(data, told, reduction, (told.height, told.width))
+        return 3 * (told.height >> halvings) * (told.width >> halvings)
     if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) >= _PNG_BIT_DEPTH:
         width, height = _PNG_SIZE.unpack_from(data, _PNG_SIZE_AT)
         return 3 * int(width) * int(height)
@@ -204,30 +193,26 @@ def _check_pixels(width: int, height: int, max_pixels: int) -> None:
 
 
 def _decode_jpeg(
-    data: bytes, max_pixels: int, reduction: Reduction | None, on_its_side: bool, memory: Memory | None
+    data: bytes, max_pixels: int, reduction: Reduction | None, on_its_side: bool, memory: jpeg.Memory | None
 ) -> tuple[Array, int] | None:
     """RGB pixels of a colour or grey JPEG, and how often their sides were halved; None where Pillow must decide."""
-    try:
-        height, width, colorspace, sampling = simplejpeg.decode_jpeg_header(data)
-        if colorspace not in ("YCbCr", "Gray"):
-            return None
-        _check_pixels(width, height, max_pixels)
-        count = _halvings(data, sampling, reduction, (width, height) if on_its_side else (height, width))
-        least = (height >> count, width >> count) if count else (0, 0)
-        kind, channels = ("RGB", 3) if colorspace == "YCbCr" else ("GRAY", 1)
-        buffer = memory((height >> count) * (width >> count) * channels) if memory else None
-        pixels: Array = simplejpeg.decode_jpeg(data, kind, False, False, *least, buffer=buffer)
-        if buffer is not None:  # as a view of it, that keeps it alive
-            pixels = buffer[: pixels.size].reshape(pixels.shape)
-    except _JPEG_ERRORS:
+    told = jpeg.header(data)
+    if told is None or told.colours not in ("YCbCr", "Gray"):
         return None
-    if count and pixels.shape[:2] != least:
+    height, width = told[:2]
+    _check_pixels(width, height, max_pixels)
+    count = _halvings(data, told, reduction, (width, height) if on_its_side else (height, width))
+    pixels = jpeg.pixels(data, told, count, memory)
+    if pixels is None:
+        return None
+    least = (height >> count, width >> count)
+    if pixels.shape[:2] != least:
         raise SampleError("decode", f"a JPEG decoded at 1/{1 << count} must be {least}. Found: {pixels.shape[:2]}")
-    return (np.repeat(pixels, 3, axis=2) if colorspace == "Gray" else pixels), count
+    return (np.repeat(pixels, 3, axis=2) if told.colours == "Gray" else pixels), count
 
 
 def _jpeg_orientation(data: bytes) -> int:
-    end = _scan_start(data)
+    end = jpeg.metadata_end(data)
     if all(data.find(mark, 0, end) < 0 for mark in _ORIENTATION_MARKS):
         return 1
     try:
@@ -236,36 +221,10 @@ def _jpeg_orientation(data: bytes) -> int:
         return 1
 
 
-def _scan_start(data: bytes) -> int:
-    """Where a JPEG's metadata ends: at its first scan (ITU T.81, B.1.1); its length, where that is not clear."""
-    return next((at for at, marker in _segments(data) if marker == _START_OF_SCAN), len(data))
-
-
-def _segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """Where each segment of a JPEG lies, and its marker, as far as one follows the other beyond doubt.
-
-    Not behind what has no length, or an impossible one, nor behind bytes that fill a gap: a file could be made that
-    libjpeg reads in another way.
-    """
-    at = 2
-    while data[at : at + 1] == b"\xff" and at + 4 <= len(data):
-        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
-        if marker in _NO_SEGMENTS or length < 2:
-            return
-        yield at, marker
-        at += 2 + length
-
-
-def _halvings(data: bytes, sampling: str, reduction: Reduction | None, size: tuple[int, int]) -> int:
+def _halvings(data: bytes, told: jpeg.Header, reduction: Reduction | None, size: tuple[int, int]) -> int:
     """How often the sides of a JPEG, (height, width) as it is shown, may be halved while it is decoded."""
     count = reduction(size) if reduction else 0
-    return count if count and _reducible(data, sampling) else 0
-
-
-def _reducible(data: bytes, sampling: str) -> bool:
-    """Whether a JPEG may be decoded at reduced scale, as far as its kind goes. sampling: simplejpeg's name for it."""
-    frames = (m for _, m in _segments(data) if 0xC0 <= m <= 0xCF and m not in _NO_FRAMES)
-    return sampling in _REDUCED_SAMPLINGS and next(frames, None) in _FRAMES_OF_BLOCKS
+    return count if count and jpeg.reducible(data, told) else 0
 
 
 def _orientation(image: Image.Image, getexif: Callable[[], Image.Exif] | None = None) -> int:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from latentmill.decoding import DEFAULT_MAX_PIXELS, Memory, decode_reduced, decoded_bytes
+from latentmill.decoding import DEFAULT_MAX_PIXELS, decode_reduced, decoded_bytes
 from latentmill.errors import ConfigError, SampleError
 from latentmill.formats.payload import npy_array
+from latentmill.jpeg import Memory
 from latentmill.records import TRUNCATED, Array, Geometry, Sample, SampleRef
 from latentmill.transforms.crop import CROPS, PLACED, crop_geometry
 from latentmill.transforms.fit import geometry, resampled

@@ -26,7 +26,9 @@ _SIDES = (256, 64)  # of the crops that are compared: with and without halving
 
 def findings() -> list[Finding]:
     photos = _photos()
-    return [_decoders(), _same_pixels(photos), _resampler(), _same_crops(photos), _draws(), _png()]
+    return [
+        _decoders(), _baseline(), _same_pixels(photos), _resampler(), _same_crops(photos), _draws(), _png()
+    ]  # fmt: skip
 
 
 def _photos() -> list[bytes]:
@@ -62,6 +64,14 @@ def _decoders() -> Finding:
     if old:
         return Finding(GROUP, "JPEG decoders", value, "warning", f"an old libjpeg: pip install -U {' '.join(old)}")
     return Finding(GROUP, "JPEG decoders", value)
+
+
+def _baseline() -> Finding:
+    from latentmill import jpeg
+
+    if not jpeg.REASON:
+        return Finding(GROUP, "baseline JPEGs", "native (the package's own, compiled)")
+    return Finding(GROUP, "baseline JPEGs", f"libjpeg-turbo, in 1.5 times the time: {jpeg.REASON}")
 
 
 def _numbers(told: str) -> tuple[int, ...]:
