@@ -134,7 +134,7 @@ static size_t lay_out(Jpeg *jpeg, Scratch *scratch, int32_t mcus, uint8_t *memor
         component->blocks = blocks;
         component->coefficients = (int16_t *)PART(blocks * down * BLOCK * sizeof(int16_t));
         component->stride = up(SIDE * blocks, ROW_PAD) + ROW_PAD;
-        component->rows = PART(component->stride * (1 + SIDE * down));
+        component->rows = PART(component->stride * (1 + (size_t)component->side * down));
     }
     scratch->cb = PART(wide);
     scratch->cr = PART(wide);
@@ -147,72 +147,99 @@ static size_t lay_out(Jpeg *jpeg, Scratch *scratch, int32_t mcus, uint8_t *memor
 static int row_to_pixels(Jpeg *jpeg, int32_t mcus) {
     for (int c = 0; c < jpeg->components; c++) {
         Component *component = &jpeg->component[c];
-        size_t last = (size_t)mcus * (size_t)component->across, pairs = (last + 1) / 2;
+        const uint16_t *steps = jpeg->quantisation[component->quantisation];
+        size_t last = (size_t)mcus * (size_t)component->across, side = (size_t)component->side;
         for (size_t y = 0; y < (size_t)component->down; y++) {
             int16_t *coefficients = component->coefficients + y * component->blocks * BLOCK;
-            uint8_t *out = component->rows + (1 + SIDE * y) * component->stride;
+            uint8_t *out = component->rows + (1 + side * y) * component->stride;
             coefficients[last * BLOCK] = 0; /* where ends of blocks are written */
-            if (!blocks_to_pixels(coefficients, jpeg->quantisation[component->quantisation], pairs, out, component->stride))
-                return 0;
+            int sound = side == SIDE ? blocks_to_pixels(coefficients, steps, (last + 1) / 2, out, component->stride)
+                                     : blocks_to_fewer_pixels(coefficients, steps, last, component->side, out,
+                                                              component->stride);
+            if (!sound) return 0;
         }
     }
     return 1;
 }
 
-/* Row number y of component c: of those that the last row of MCUs, which begins with row `first`, gave, or the one
- * before them. */
-static const uint8_t *row_of(const Jpeg *jpeg, int c, int32_t y, int32_t first) {
-    return jpeg->component[c].rows + (size_t)(1 + y - first) * jpeg->component[c].stride;
+/* Row number y of component c: of those that the last row of MCUs, number `mcu_row`, gave, or the one before them. */
+static const uint8_t *row_of(const Jpeg *jpeg, int c, int32_t y, int32_t mcu_row) {
+    const Component *component = &jpeg->component[c];
+    int32_t first = mcu_row * component->side * component->down;
+    return component->rows + (size_t)(1 + y - first) * component->stride;
 }
 
-/* Row y of the picture, from rows of which all are there. */
+/* Colours for row y of the picture, which are fewer than its pixels, from rows of which all are there. */
+static const uint8_t *widened(const Jpeg *jpeg, const Scratch *scratch, int c, int32_t y, int32_t mcu_row) {
+    int32_t here = y / jpeg->most_down, last = (jpeg->height + jpeg->most_down - 1) / jpeg->most_down - 1;
+    const uint8_t *row = row_of(jpeg, c, here, mcu_row), *other = NULL;
+    uint8_t *wide = c == 1 ? scratch->cb : scratch->cr;
+    if (jpeg->most_down == 2) {
+        int32_t beside = y & 1 ? here + 1 : here - 1;
+        other = row_of(jpeg, c, beside < 0 ? 0 : beside > last ? last : beside, mcu_row);
+    }
+    widen(row, other, ((size_t)jpeg->width + 1) / 2, scratch->sums, wide);
+    return wide;
+}
+
+/* Row y of the picture. At reduced scale there are as many colours as pixels. */
 static void write_row(const Jpeg *jpeg, const Scratch *scratch, int32_t y, int32_t mcu_row, uint8_t *out) {
-    size_t width = (size_t)jpeg->width, narrow = (width + 1) / 2;
-    const uint8_t *luma = row_of(jpeg, 0, y, mcu_row * SIDE * jpeg->most_down), *colours[2];
-    if (jpeg->components == 1) {
-        memcpy(out, luma, width);
-        return;
-    }
-    for (int c = 1; c < MOST_COMPONENTS; c++) {
-        int32_t here = y / jpeg->most_down, first = mcu_row * SIDE, last = (jpeg->height + jpeg->most_down - 1) / jpeg->most_down - 1;
-        const uint8_t *row = row_of(jpeg, c, here, first), *other = NULL;
-        if (jpeg->most_down == 2) {
-            int32_t beside = y & 1 ? here + 1 : here - 1;
-            other = row_of(jpeg, c, beside < 0 ? 0 : beside > last ? last : beside, first);
-        }
-        uint8_t *wide = c == 1 ? scratch->cb : scratch->cr;
-        if (jpeg->most_across == 2) widen(row, other, narrow, scratch->sums, wide);
-        colours[c - 1] = jpeg->most_across == 2 ? wide : row;
-    }
-    to_rgb(luma, colours[0], colours[1], width, out);
+    size_t width = (size_t)(jpeg->width >> jpeg->halvings);
+    const uint8_t *rows[MOST_COMPONENTS];
+    int fewer = jpeg->most_across == 2 && !jpeg->halvings;
+    for (int c = 0; c < jpeg->components; c++)
+        rows[c] = c && fewer ? widened(jpeg, scratch, c, y, mcu_row) : row_of(jpeg, c, y, mcu_row);
+    if (jpeg->components == 1) memcpy(out, rows[0], width);
+    else to_rgb(rows[0], rows[1], rows[2], width, out);
 }
 
 static int decode_rows(Jpeg *jpeg, const Scratch *scratch, int32_t mcus, uint8_t *out) {
     int32_t tall = SIDE * jpeg->most_down, rows = (jpeg->height + tall - 1) / tall, done = 0;
-    size_t bytes = (size_t)jpeg->width * (size_t)jpeg->components;
+    int32_t height = jpeg->height >> jpeg->halvings;
+    size_t bytes = (size_t)(jpeg->width >> jpeg->halvings) * (size_t)jpeg->components;
     segment_begin(&jpeg->segment);
     for (int32_t row = 0; row < rows; row++) {
         if (!scan_row(jpeg, row * mcus, mcus)) return JPEG_OTHER;
         for (int c = 0; c < jpeg->components; c++) {
             Component *component = &jpeg->component[c];
-            memcpy(component->rows, component->rows + component->stride * (size_t)(SIDE * component->down), component->stride);
+            size_t last = component->stride * (size_t)(component->side * component->down);
+            memcpy(component->rows, component->rows + last, component->stride);
         }
         if (!row_to_pixels(jpeg, mcus)) return JPEG_OTHER;
-        int32_t end = (row + 1) * tall; /* the last row of colours needs the one behind it */
-        end = row == rows - 1 ? jpeg->height : jpeg->most_down == 2 ? end - 1 : end;
+        int32_t end = (row + 1) * tall >> jpeg->halvings;
+        if (jpeg->most_down == 2 && !jpeg->halvings) end--; /* the last row of colours needs the one behind it */
+        if (row == rows - 1) end = height;
         for (; done < end; done++) write_row(jpeg, scratch, done, row, out + (size_t)done * bytes);
     }
     return segment_ends(&jpeg->segment, EOI) ? JPEG_DECODED : JPEG_OTHER;
 }
 
-int jpeg_decode(const uint8_t *data, size_t length, uint8_t *out, int32_t height, int32_t width, int channels) {
+/* As libjpeg does it, colours of which there are fewer in both directions keep twice the side: none are widened then. */
+static int reduce(Jpeg *jpeg) {
+    int least = (1 << jpeg->halvings) - 1;
+    if (jpeg->halvings && ((jpeg->height | jpeg->width) & least || jpeg->most_across != jpeg->most_down)) return 0;
+    for (int c = 0; c < jpeg->components; c++) {
+        int twice = jpeg->halvings && c && jpeg->most_down == 2;
+        jpeg->component[c].side = (SIDE >> jpeg->halvings) << twice;
+    }
+    return 1;
+}
+
+/* Whether the headers tell of a JPEG as it was said to be, of a kind that is decoded here. */
+static int fits(Jpeg *jpeg, int32_t height, int32_t width, int channels) {
+    return jpeg->height == height && jpeg->width == width && jpeg->components == channels && height >= LEAST_SIDE &&
+           width >= LEAST_SIDE && height <= MOST_SIDE && width <= MOST_SIDE && reduce(jpeg);
+}
+
+int jpeg_decode(const uint8_t *data, size_t length, uint8_t *out, int32_t height, int32_t width, int channels,
+                int halvings) {
     Jpeg *jpeg = calloc(1, sizeof *jpeg);
     Scratch scratch;
     uint8_t *memory = NULL;
     int found = JPEG_NO_MEMORY;
     if (jpeg == NULL) return found;
-    if (!take_headers(jpeg, data, length) || jpeg->height != height || jpeg->width != width ||
-        jpeg->components != channels || height < LEAST_SIDE || width < LEAST_SIDE || height > MOST_SIDE || width > MOST_SIDE) {
+    jpeg->halvings = halvings;
+    if (!take_headers(jpeg, data, length) || !fits(jpeg, height, width, channels)) {
         found = JPEG_OTHER;
     } else {
         int32_t wide = SIDE * jpeg->most_across, mcus = (width + wide - 1) / wide;

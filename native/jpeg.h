@@ -11,6 +11,7 @@
 #define BLOCK 64              /* coefficients, or the pixels of 8 x 8 */
 #define SIDE 8
 #define MOST_COMPONENTS 3
+#define MOST_HALVINGS 3
 #define LOOKUP_BITS 10  /* codes of more bits are found one length after the other */
 #define LONGEST_CODE 16
 #define TABLES 4              /* of each kind: ITU T.81, B.2.4 */
@@ -30,11 +31,12 @@ typedef struct {
 
 typedef struct {
     int identifier, across, down;   /* blocks of it in an MCU */
+    int side;                       /* of a block's pixels: SIDE, or less at reduced scale */
     int quantisation, dc, ac;       /* numbers of its tables */
     int32_t predicted;              /* the last block's DC */
     size_t blocks;                  /* in a row of them, with at least one that takes what lies behind the last */
     int16_t *coefficients;          /* of a row of MCUs: `down` rows of blocks, each in natural order */
-    uint8_t *rows;                  /* its pixels: the last row of the MCUs before, then SIDE * down rows */
+    uint8_t *rows;                  /* its pixels: the last row of the MCUs before, then side * down rows */
     size_t stride;
 } Component;
 
@@ -53,6 +55,7 @@ typedef struct {
 typedef struct {
     int32_t height, width;
     int components, most_across, most_down; /* of blocks of a component in an MCU */
+    int halvings;                           /* of both sides, 0 to MOST_HALVINGS */
     int32_t restart_interval;               /* in MCUs; 0: none */
     uint16_t quantisation[TABLES][BLOCK];   /* in natural order; 0 first: not defined */
     Huffman dc[TABLES], ac[TABLES];
@@ -79,6 +82,10 @@ void segment_begin(Segment *segment);
 int blocks_to_pixels(const int16_t *coefficients, const uint16_t quantisation[BLOCK], size_t pairs, uint8_t *out,
                      size_t stride);
 
+/* The same of `count` blocks at reduced scale, to `side` x `side` pixels each: 4, 2 or 1, from fewer coefficients. */
+int blocks_to_fewer_pixels(const int16_t *coefficients, const uint16_t quantisation[BLOCK], size_t count, int side,
+                           uint8_t *out, size_t stride);
+
 /* A row of colours, `count` of them, to twice as many, of which each is three parts of the nearest and one of the next;
  * `other`: the next row in height, which takes a quarter likewise, or NULL where the height stays. `sums`: room for
  * count + ROW_PAD numbers. May write ROW_PAD bytes too many. */
@@ -89,9 +96,11 @@ void to_rgb(const uint8_t *y, const uint8_t *cb, const uint8_t *cr, size_t count
 
 enum { JPEG_NO_MEMORY = -1, JPEG_OTHER, JPEG_DECODED };
 
-/* The pixels of a whole JPEG, (height, width, channels) of them: 3 for Y, Cb and Cr as RGB, 1 for grey. JPEG_OTHER where
- * it is of another size or kind, or anything in it is unusual: `out` may then hold a part. */
-int jpeg_decode(const uint8_t *data, size_t length, uint8_t *out, int32_t height, int32_t width, int channels);
+/* The pixels of a whole JPEG of a size, (height, width, channels) of them: 3 for Y, Cb and Cr as RGB, 1 for grey; with
+ * `halvings`, of each side divided by two so often, without a rest. JPEG_OTHER where it is of another size or kind, or
+ * anything in it is unusual: `out` may then hold a part. */
+int jpeg_decode(const uint8_t *data, size_t length, uint8_t *out, int32_t height, int32_t width, int channels,
+                int halvings);
 
 #endif
 #endif

@@ -12,6 +12,7 @@
 #define FIRST_SHIFT 11  /* 13 bits of the constants, of which two are kept between the passes */
 #define SECOND_SHIFT 18 /* 13, those two, and 3 of an 8 x 8 transform */
 #define SAFE_BITS 14    /* a number of so many bits and a sign overflows nowhere, in no implementation */
+#define LIMIT 512       /* of results, about 0: libjpeg in plain C takes those beyond it modulo 1024, others clip */
 
 /* a * first + b * second of 16-bit pairs, as pairs that one multiplication takes. */
 #define PAIR(first, second) _mm256_set1_epi32((int)((uint32_t)(uint16_t)(first) | (uint32_t)(uint16_t)(second) << 16))
@@ -68,7 +69,7 @@ INLINE AVX2 __m256i unsafe(__m256i numbers) {
 
 AVX2 int blocks_to_pixels(const int16_t *coefficients, const uint16_t quantisation[BLOCK], size_t pairs, uint8_t *out,
                           size_t stride) {
-    __m256i wrong = _mm256_setzero_si256();
+    __m256i wrong = _mm256_setzero_si256(), most = wrong, least = wrong;
     for (size_t pair = 0; pair < pairs; pair++, coefficients += 2 * BLOCK, out += 2 * SIDE) {
         __m256i v[SIDE];
         for (int k = 0; k < SIDE; k++) {
@@ -84,6 +85,10 @@ AVX2 int blocks_to_pixels(const int16_t *coefficients, const uint16_t quantisati
         for (int k = 0; k < SIDE; k++) wrong = _mm256_or_si256(wrong, unsafe(v[k]));
         transpose(v);
         pass(v, SECOND_SHIFT);
+        for (int k = 0; k < SIDE; k++) {
+            most = _mm256_max_epi16(most, v[k]);
+            least = _mm256_min_epi16(least, v[k]);
+        }
         transpose(v);
         for (int k = 0; k < SIDE; k += 2) {
             __m256i rows = _mm256_xor_si256(_mm256_packs_epi16(v[k], v[k + 1]), _mm256_set1_epi8((char)0x80));
@@ -92,7 +97,81 @@ AVX2 int blocks_to_pixels(const int16_t *coefficients, const uint16_t quantisati
             _mm_storeu_si128((__m128i *)(out + stride * (size_t)(k + 1)), _mm256_extracti128_si256(rows, 1));
         }
     }
+    const __m256i limit = _mm256_set1_epi16(LIMIT);
+    wrong = _mm256_or_si256(wrong, _mm256_cmpgt_epi16(most, _mm256_sub_epi16(limit, _mm256_set1_epi16(1))));
+    wrong = _mm256_or_si256(wrong, _mm256_cmpgt_epi16(_mm256_sub_epi16(_mm256_setzero_si256(), limit), least));
     return _mm256_testz_si256(wrong, wrong);
+}
+
+INLINE uint8_t clipped(int32_t number) {
+    return (uint8_t)(number < 0 ? 0 : number > 255 ? 255 : number);
+}
+
+typedef int32_t Eight __attribute__((vector_size(32)));
+
+/* Bits that are set where a number lies beyond -limit .. limit - 1, a power of two. */
+INLINE AVX2 Eight beyond(Eight numbers, int32_t limit) {
+    return (numbers + limit) & ~(2 * limit - 1);
+}
+
+/* The reduced transforms of libjpeg (`jidctred`), of eight columns or rows at once: 4 or 2 outputs of 8 inputs, of which
+ * number 4 has no part. */
+INLINE AVX2 void to_four(const Eight in[SIDE], int shift, Eight out[4]) {
+    Eight first = in[0] * (1 << 14) + (1 << (shift - 1)), second = 15137 * in[2] - 6270 * in[6];
+    Eight inner = -1730 * in[7] + 11893 * in[5] - 17799 * in[3] + 8697 * in[1];
+    Eight outer = -4176 * in[7] - 4926 * in[5] + 7373 * in[3] + 20995 * in[1];
+    out[0] = (first + second + outer) >> shift;
+    out[1] = (first - second + inner) >> shift;
+    out[2] = (first - second - inner) >> shift;
+    out[3] = (first + second - outer) >> shift;
+}
+
+INLINE AVX2 void to_two(const Eight in[SIDE], int shift, Eight out[2]) {
+    Eight first = in[0] * (1 << 15) + (1 << (shift - 1));
+    Eight odd = -5906 * in[7] + 6967 * in[5] - 10426 * in[3] + 29692 * in[1];
+    out[0] = (first + odd) >> shift;
+    out[1] = (first - odd) >> shift;
+}
+
+/* One block of 4 x 4 or 2 x 2: columns first, then rows. `wrong`: as `beyond` tells it. */
+INLINE AVX2 void block_to_fewer(const int16_t *block, const uint16_t *steps, int side, uint8_t *out, size_t stride,
+                                Eight *wrong) {
+    Eight in[SIDE], columns[4], rows[SIDE], found[4];
+    for (int k = 0; k < SIDE; k++) {
+        __m256i numbers = _mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i *)(block + SIDE * k)));
+        __m256i by = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(steps + SIDE * k)));
+        in[k] = (Eight)_mm256_mullo_epi32(numbers, by);
+        *wrong |= beyond(in[k], 1 << SAFE_BITS);
+    }
+    if (side == 4) to_four(in, FIRST_SHIFT + 1, columns);
+    else to_two(in, FIRST_SHIFT + 2, columns);
+    for (int row = 0; row < side; row++) *wrong |= beyond(columns[row], 1 << SAFE_BITS);
+    for (int k = 0; k < SIDE; k++)
+        rows[k] = side == 4 ? (Eight){columns[0][k], columns[1][k], columns[2][k], columns[3][k]}
+                            : (Eight){columns[0][k], columns[1][k]};
+    if (side == 4) to_four(rows, SECOND_SHIFT + 1, found);
+    else to_two(rows, SECOND_SHIFT + 2, found);
+    for (int k = 0; k < side; k++) {
+        *wrong |= beyond(found[k], LIMIT);
+        for (int row = 0; row < side; row++) out[stride * (size_t)row + (size_t)k] = clipped(found[k][row] + 128);
+    }
+}
+
+AVX2 int blocks_to_fewer_pixels(const int16_t *coefficients, const uint16_t quantisation[BLOCK], size_t count, int side,
+                                uint8_t *out, size_t stride) {
+    Eight wrong = {0};
+    for (size_t block = 0; block < count; block++, coefficients += BLOCK, out += side) {
+        if (side == 4) {
+            block_to_fewer(coefficients, quantisation, 4, out, stride, &wrong);
+        } else if (side == 2) {
+            block_to_fewer(coefficients, quantisation, 2, out, stride, &wrong);
+        } else {
+            int32_t mean = coefficients[0] * quantisation[0];
+            wrong |= beyond((Eight){mean}, 1 << SAFE_BITS) | beyond((Eight){(mean + 4) >> 3}, LIMIT);
+            *out = clipped(((mean + 4) >> 3) + 128);
+        }
+    }
+    return _mm256_testz_si256((__m256i)wrong, (__m256i)wrong);
 }
 
 INLINE AVX2 __m256i wide(const uint8_t *bytes) {

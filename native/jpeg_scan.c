@@ -267,10 +267,10 @@ BMI2 int scan_row(Jpeg *jpeg, int32_t first, int32_t count) {
     for (int32_t column = 0; column < count; column++) {
         int32_t mcu = first + column;
         int restarts = jpeg->restart_interval && mcu && mcu % jpeg->restart_interval == 0;
-        if (restarts || b.at + SEGMENT_PAD > segment->filled) {
+        if (restarts || segment->filled - b.at < SEGMENT_PAD) {
             segment->bits = b.bits;
             segment->count = b.count;
-            if (b.at > segment->filled + sizeof b.bits) return 0;
+            if (b.at - segment->filled > SIDE) return 0;
             segment->at = (uint8_t *)b.at;
             if (restarts && !restart(jpeg, mcu)) return 0;
             if (!restarts && !segment->marker) top_up(segment);
@@ -281,7 +281,7 @@ BMI2 int scan_row(Jpeg *jpeg, int32_t first, int32_t count) {
     segment->bits = b.bits;
     segment->count = b.count;
     segment->at = (uint8_t *)b.at;
-    return b.at <= segment->filled + sizeof b.bits;
+    return b.at - segment->filled <= SIDE; /* zeros that stand ready to be taken */
 }
 
 #endif

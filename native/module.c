@@ -244,7 +244,7 @@ static PyObject *use(PyObject *self, PyObject *args) {
     return PyErr_Format(PyExc_ValueError, "kernels must be among KERNELS. Found: %s", name);
 }
 
-#define INTERFACE 3 /* as compiled.py has it: one more whenever a function takes or gives something else */
+#define INTERFACE 4 /* as compiled.py has it: one more whenever a function takes or gives something else */
 
 static PyMethodDef METHODS[] = {
     {"resize", resize, METH_VARARGS, resize_doc},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import struct
 import subprocess
@@ -87,7 +88,7 @@ def by_ours(data: bytes, told: jpeg.Header | None = None) -> np.ndarray | None:
         return None
     assert jpeg._native is not None
     out = np.zeros((told.height, told.width, told.channels), np.uint8)
-    return out if jpeg._native(data, told.height, told.width, told.channels, out) else None
+    return out if jpeg._native(data, told.height, told.width, told.channels, 0, out) else None
 
 
 def same(found: np.ndarray | None, expected: np.ndarray | None) -> bool:
@@ -211,6 +212,61 @@ def test_tables_may_be_told_together_twice_or_for_nothing(photo: np.ndarray) -> 
         assert equal(joined([*order, scan], coded))
     assert equal(joined(segments, coded + b"anything \xff\xd8 behind it"))
     assert equal(joined([(DRI, b"\0\3"), *segments[:-1], (DRI, b"\xff\xff"), scan], coded))
+
+
+@compiled
+def test_at_reduced_scale_photos_decode_as_libjpeg_decodes_them(photo: np.ndarray) -> None:
+    assert jpeg._native is not None
+    numbers = np.random.default_rng(7)
+    options: tuple[dict[str, Any], ...] = ({}, {"optimize": True, "restart_marker_blocks": 5})
+    for halvings, sampling, quality, more in itertools.product((1, 2, 3), ("444", "420", "Gray"), QUALITIES, options):
+        height, width = (int(side) << halvings for side in numbers.integers(16 >> halvings, 200 >> halvings, 2))
+        if min(height, width) < 16:
+            continue
+        data = encoded(picture(numbers, photo, height, width), sampling, quality, **more)
+        kind = "GRAY" if sampling == "Gray" else "RGB"
+        expected = simplejpeg.decode_jpeg(data, kind, False, False, height >> halvings, width >> halvings)
+        out = np.zeros(expected.shape, np.uint8)
+        decoded = jpeg._native(data, height, width, expected.shape[2], halvings, out)
+        assert decoded, (halvings, sampling, quality, height, width)
+        assert np.array_equal(out, expected), (halvings, sampling, quality, height, width)
+
+
+@compiled
+def test_numbers_beyond_any_picture_are_reduced_as_libjpeg_reduces_them_or_left_to_it(photo: np.ndarray) -> None:
+    assert jpeg._native is not None
+    numbers = np.random.default_rng(8)
+    found: Counter[bool] = Counter()
+    for trial in range(400):
+        halvings = 1 + trial % 3
+        height, width = (int(side) << 3 for side in numbers.integers(2, 8, 2))
+        data = encoded(
+            picture(numbers, photo, height, width), ("444", "420")[trial % 2], int(numbers.choice(QUALITIES))
+        )
+        most = int(numbers.choice([2, 5, 20, RAISED]))
+        places = numbers.permutation(64)[: numbers.integers(1, 65)] + 1
+        data = edited(data, DQT, *((int(place), int(numbers.integers(1, most + 1))) for place in places))
+        expected = simplejpeg.decode_jpeg(data, "RGB", False, False, height >> halvings, width >> halvings)
+        out = np.zeros(expected.shape, np.uint8)
+        decoded = jpeg._native(data, height, width, 3, halvings, out)
+        assert not decoded or np.array_equal(out, expected), trial
+        found[decoded] += 1
+    assert min(found[True], found[False]) > 40
+
+
+@compiled
+def test_what_is_not_reduced_here_is_left_to_libjpeg(photo: np.ndarray) -> None:
+    assert jpeg._native is not None
+    out = np.zeros(64 * 64 * 3, np.uint8)
+    data = encoded(photo[:64, :64], "422")
+    assert not jpeg._native(data, 64, 64, 3, 1, out)
+    told = jpeg.header(data)
+    assert told is not None
+    assert same(jpeg.pixels(data, told, 1), simplejpeg.decode_jpeg(data, "RGB", False, False, 32, 32))
+    assert not jpeg._native(encoded(photo[:63, :64]), 63, 64, 3, 1, out)
+    for halvings in (-1, 4):
+        with pytest.raises(ValueError, match="halved at most 3 times"):
+            jpeg._native(data, 64, 64, 3, halvings, out)
 
 
 def with_sixteen_bit_steps(data: bytes) -> bytes:
@@ -371,12 +427,12 @@ def test_too_little_room_is_refused_before_anything_is_written(photo: np.ndarray
     small = np.zeros(50 * 70 * 3 - 1, np.uint8)
     for height, width, channels in ((50, 70, 3), (50, 70, 2), (0, 70, 3), (50, -70, 3), (1 << 30, 1 << 30, 3)):
         with pytest.raises(ValueError, match="must have room for the pixels, of 1 or 3 channels"):
-            jpeg._native(data, height, width, channels, small)
+            jpeg._native(data, height, width, channels, 0, small)
     with pytest.raises((ValueError, BufferError, TypeError)):
-        jpeg._native(data, 50, 70, 3, np.zeros((50, 140, 3), np.uint8)[:, ::2])
+        jpeg._native(data, 50, 70, 3, 0, np.zeros((50, 140, 3), np.uint8)[:, ::2])
     small.flags.writeable = False
     with pytest.raises((ValueError, BufferError, TypeError)):
-        jpeg._native(data, 50, 70, 1, small)
+        jpeg._native(data, 50, 70, 1, 0, small)
     assert not small.any()
 
 
@@ -424,9 +480,9 @@ def test_a_wrong_choice_is_one_clear_line(tmp_path: Path) -> None:
 def test_what_decodes_otherwise_or_not_at_all_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     module = load()
 
-    def off_by_one(data: bytes, height: int, width: int, channels: int, out: np.ndarray) -> bool:
-        done: bool = decode(data, height, width, channels, out)
-        out[-1, -1, -1] ^= 1
+    def off_by_one(data: bytes, height: int, width: int, channels: int, halvings: int, out: np.ndarray) -> bool:
+        done: bool = decode(data, height, width, channels, halvings, out)
+        out[-1] ^= 1
         return done
 
     decode = module.decode_jpeg

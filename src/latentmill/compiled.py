@@ -7,7 +7,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-_INTERFACE = 3  # as in native/module.c; another one takes other arguments
+_INTERFACE = 4  # as in native/module.c; another one takes other arguments
 
 
 def load() -> ModuleType:

@@ -33,9 +33,10 @@ _NO_SEGMENTS = frozenset({0x00, 0x01, *range(0xD0, 0xDA), 0xFF})  # they stand a
 _NO_FRAMES = frozenset({0xC4, 0xC8, 0xCC})  # among the markers that are numbered like frames
 # Of others (4:1:1) libjpeg-turbo repeats the colours at reduced scale: up to 71 levels from exact.
 _REDUCED_SAMPLINGS = frozenset({"444", "422", "420", "440", "Gray"})
-_TRIAL_SIZE = (37, 53)  # neither side a multiple of what is decoded together
+# Halvings by (height, width): neither a multiple of what is decoded together where it need not be.
+_TRIALS = {(37, 53): 0, (38, 54): 1, (36, 52): 2, (40, 56): 3}
 Memory = Callable[[int], Array]  # contiguous uint8, of at least so many bytes
-Decode = Callable[[bytes, int, int, int, Array], bool]  # `decode_jpeg` of the compiled module
+Decode = Callable[[bytes, int, int, int, int, Array], bool]  # `decode_jpeg` of the compiled module
 
 
 class Header(NamedTuple):
@@ -62,15 +63,15 @@ def header(data: bytes) -> Header | None:
 def pixels(data: bytes, told: Header, halvings: int = 0, memory: Memory | None = None) -> Array | None:
     """uint8 HWC pixels of a colour or grey JPEG, RGB or of one channel; None where libjpeg-turbo complains.
 
-    told: its header. halvings: how often the sides are halved, rounded down or up; only of a JPEG that is `reducible`.
+    told: its header. halvings: how often the sides are halved, without a rest; only of a JPEG that is `reducible`.
     memory: gives room for so many bytes, at least, which the pixels may then lie in. Raises ValueError for other kinds.
     """
     if told.colours not in ("YCbCr", "Gray"):
         raise ValueError(f"a JPEG must be of YCbCr or Gray. Found: {told.colours}")
     room = (told.height >> halvings) * (told.width >> halvings) * told.channels
     buffer: Array = memory(room) if memory else np.empty(room, np.uint8)
-    if _native is not None and not halvings and _native(data, told.height, told.width, told.channels, buffer):
-        return buffer[:room].reshape(told.height, told.width, told.channels)
+    if _native is not None and _native(data, told.height, told.width, told.channels, halvings, buffer):
+        return buffer[:room].reshape(told.height >> halvings, told.width >> halvings, told.channels)
     return _by_libjpeg(data, told, halvings, buffer)
 
 
@@ -131,17 +132,22 @@ def _find(module: ModuleType) -> Decode:
     if not module.DECODES_JPEG:
         raise ImportError("it is for x86-64 processors with AVX2 and BMI2")
     decode: Decode = module.decode_jpeg
-    height, width = _TRIAL_SIZE
-    noise = (np.arange(height * width * 3, dtype=np.uint32) * 2654435761 >> 24).astype(np.uint8)
-    picture = noise.reshape(height, width, 3)
-    grey = simplejpeg.encode_jpeg(np.ascontiguousarray(picture[:, :, :1]), 80, "GRAY", "Gray")
-    for data in (grey, *(simplejpeg.encode_jpeg(picture, 80, "RGB", kind) for kind in ("444", "422", "420"))):
-        told = Header(*simplejpeg.decode_jpeg_header(data))
-        found, theirs = np.empty((2, height, width, told.channels), np.uint8)
-        judged = _by_libjpeg(data, told, 0, theirs.reshape(-1))
-        if judged is None or not decode(data, *told[:2], told.channels, found) or not np.array_equal(found, theirs):
+    for (height, width), halvings in _TRIALS.items():
+        noise = (np.arange(height * width * 3, dtype=np.uint32) * 2654435761 >> 24).astype(np.uint8)
+        picture = noise.reshape(height, width, 3)
+        grey = simplejpeg.encode_jpeg(np.ascontiguousarray(picture[:, :, :1]), 80, "GRAY", "Gray")
+        kinds = ("444", "420") if halvings else ("444", "422", "420")  # all that are decoded here
+        colour = (simplejpeg.encode_jpeg(picture, 80, "RGB", kind) for kind in kinds)
+        if not all(_agrees(decode, data, halvings) for data in (grey, *colour)):
             raise ImportError("it does not compute as the installed libjpeg-turbo does")
     return decode
+
+
+def _agrees(decode: Decode, data: bytes, halvings: int) -> bool:
+    told = Header(*simplejpeg.decode_jpeg_header(data))
+    found, theirs = np.empty((2, (told.height >> halvings) * (told.width >> halvings) * told.channels), np.uint8)
+    decoded = decode(data, told.height, told.width, told.channels, halvings, found)
+    return decoded and _by_libjpeg(data, told, halvings, theirs) is not None and np.array_equal(found, theirs)
 
 
 _native, REASON = _chosen()  # REASON: why libjpeg-turbo decodes all; empty where it does not

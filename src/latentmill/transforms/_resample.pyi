@@ -1,4 +1,4 @@
-"""The compiled half of `resample`, `normals` and `formats.parts`, which check what it gets. Its C is in `native/`."""
+"""The compiled half of `resample`, `normals`, `jpeg` and `formats.parts`, which check what it gets; see `native/`."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ Table = Any  # a capsule
 
 KERNELS: tuple[str, ...]
 INTERFACE: int
+DECODES_JPEG: int
 
 def resize(
     pixels: Any,
@@ -25,4 +26,5 @@ def normals(key: int, out: Any) -> None: ...
 def draw(moments: Any, key: int, out: Any, shift: float, scale: float) -> None: ...
 def read_file(path: str, head: Any, out: Any) -> bool: ...
 def read_part(file: int, at: int, head: Any, out: Any) -> bool: ...
+def decode_jpeg(data: bytes, height: int, width: int, channels: int, halvings: int, out: Any) -> bool: ...
 def use(name: str) -> None: ...
