@@ -133,45 +133,51 @@ INLINE AVX2 void to_two(const Eight in[SIDE], int shift, Eight out[2]) {
     out[1] = (first - odd) >> shift;
 }
 
-/* One block of 4 x 4 or 2 x 2: columns first, then rows. `wrong`: as `beyond` tells it. */
-INLINE AVX2 void block_to_fewer(const int16_t *block, const uint16_t *steps, int side, uint8_t *out, size_t stride,
-                                Eight *wrong) {
-    Eight in[SIDE], columns[4], rows[SIDE], found[4];
+INLINE AVX2 int none(Eight bits) {
+    return _mm256_testz_si256((__m256i)bits, (__m256i)bits);
+}
+
+/* One block of 4 x 4 or 2 x 2: columns first, then rows. 0 where a number is beyond what either pass can take. */
+INLINE AVX2 int block_to_fewer(const int16_t *block, const uint16_t *steps, int side, uint8_t *out, size_t stride) {
+    Eight in[SIDE], columns[4], rows[SIDE], found[4], wrong = {0};
     for (int k = 0; k < SIDE; k++) {
         __m256i numbers = _mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i *)(block + SIDE * k)));
         __m256i by = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(steps + SIDE * k)));
         in[k] = (Eight)_mm256_mullo_epi32(numbers, by);
-        *wrong |= beyond(in[k], 1 << SAFE_BITS);
+        wrong |= beyond(in[k], 1 << SAFE_BITS);
     }
+    if (!none(wrong)) return 0;
     if (side == 4) to_four(in, FIRST_SHIFT + 1, columns);
     else to_two(in, FIRST_SHIFT + 2, columns);
-    for (int row = 0; row < side; row++) *wrong |= beyond(columns[row], 1 << SAFE_BITS);
+    for (int row = 0; row < side; row++) wrong |= beyond(columns[row], 1 << SAFE_BITS);
+    if (!none(wrong)) return 0;
     for (int k = 0; k < SIDE; k++)
         rows[k] = side == 4 ? (Eight){columns[0][k], columns[1][k], columns[2][k], columns[3][k]}
                             : (Eight){columns[0][k], columns[1][k]};
     if (side == 4) to_four(rows, SECOND_SHIFT + 1, found);
     else to_two(rows, SECOND_SHIFT + 2, found);
     for (int k = 0; k < side; k++) {
-        *wrong |= beyond(found[k], LIMIT);
+        wrong |= beyond(found[k], LIMIT);
         for (int row = 0; row < side; row++) out[stride * (size_t)row + (size_t)k] = clipped(found[k][row] + 128);
     }
+    return none(wrong);
 }
 
 AVX2 int blocks_to_fewer_pixels(const int16_t *coefficients, const uint16_t quantisation[BLOCK], size_t count, int side,
                                 uint8_t *out, size_t stride) {
-    Eight wrong = {0};
-    for (size_t block = 0; block < count; block++, coefficients += BLOCK, out += side) {
+    int sound = 1;
+    for (size_t block = 0; sound && block < count; block++, coefficients += BLOCK, out += side) {
+        int32_t mean = (coefficients[0] * quantisation[0] + 4) >> 3;
         if (side == 4) {
-            block_to_fewer(coefficients, quantisation, 4, out, stride, &wrong);
+            sound = block_to_fewer(coefficients, quantisation, 4, out, stride);
         } else if (side == 2) {
-            block_to_fewer(coefficients, quantisation, 2, out, stride, &wrong);
+            sound = block_to_fewer(coefficients, quantisation, 2, out, stride);
         } else {
-            int32_t mean = coefficients[0] * quantisation[0];
-            wrong |= beyond((Eight){mean}, 1 << SAFE_BITS) | beyond((Eight){(mean + 4) >> 3}, LIMIT);
-            *out = clipped(((mean + 4) >> 3) + 128);
+            *out = clipped(mean + 128);
+            sound = mean >= -LIMIT && mean < LIMIT;
         }
     }
-    return _mm256_testz_si256((__m256i)wrong, (__m256i)wrong);
+    return sound;
 }
 
 INLINE AVX2 __m256i wide(const uint8_t *bytes) {
