@@ -1,4 +1,7 @@
-"""Builds the resampler in native/. Without a C compiler the install is whole all the same: Pillow then resizes."""
+"""Builds native/: the resampler, the JPEG decoder and what readers do with each sample.
+
+Without a C compiler the install is whole all the same: Pillow then resizes, and libjpeg-turbo decodes.
+"""
 
 import os
 import sys
