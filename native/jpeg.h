@@ -12,7 +12,7 @@
 #define SIDE 8
 #define MOST_COMPONENTS 3
 #define MOST_HALVINGS 3
-#define LOOKUP_BITS 10  /* codes of more bits are found one length after the other */
+#define LOOKUP_BITS 10        /* codes of more bits are found one length after the other */
 #define LONGEST_CODE 16
 #define TABLES 4              /* of each kind: ITU T.81, B.2.4 */
 #define ROW_PAD 64            /* bytes that may be read or written behind a row */
@@ -41,7 +41,7 @@ typedef struct {
 } Component;
 
 #define SEGMENT_ROOM (1 << 15)  /* bytes of coded data that are at hand */
-#define SEGMENT_PAD 2048        /* more than one MCU takes: 10 blocks of 64 numbers of up to 26 bits are never decoded */
+#define SEGMENT_PAD 2048        /* more than an MCU takes: six blocks of 64 numbers, each of up to 27 bits */
 
 /* Coded data of a scan without its stuffed bytes. */
 typedef struct {

@@ -101,7 +101,7 @@ static void top_up(Segment *segment) {
         room -= plain;
         if (segment->end - segment->next < 2) {
             segment->marker = -1;
-        } else if (found && room) {
+        } else if (found) {
             segment->marker = segment->next[1];
             segment->next += 2;
             if (segment->marker) break;
@@ -179,7 +179,7 @@ static __attribute__((noinline)) BMI2 uint32_t take_one(Bits *b, const Huffman *
     return k;
 }
 
-/* What `take` looked up last, and where the first of two numbers went: 0 where there was no second. */
+/* What `take` looked up last, in which bits, and where its first number went; 0 after the long way. */
 typedef struct {
     uint64_t found, bits;
     uint32_t count, first;

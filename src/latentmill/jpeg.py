@@ -11,7 +11,6 @@ LATENTMILL_JPEG=libjpeg says so, libjpeg-turbo decodes all; the pixels are the s
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import NamedTuple
@@ -19,8 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import simplejpeg
 
-from latentmill.compiled import load
-from latentmill.errors import ConfigError
+from latentmill.compiled import choose, load
 from latentmill.records import Array
 
 VARIABLE = "LATENTMILL_JPEG"
@@ -114,17 +112,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, int]]:
 
 def _chosen() -> tuple[Decode | None, str]:
     """The compiled decoder, or None and why. Raises ConfigError."""
-    asked = os.environ.get(VARIABLE, "")
-    if asked not in ("", "native", "libjpeg"):
-        raise ConfigError(f"{VARIABLE} must be native or libjpeg, or not set. Found: {asked!r}")
-    if asked == "libjpeg":
-        return None, f"{VARIABLE} is libjpeg"
-    try:
-        return _find(load()), ""
-    except ImportError as error:
-        if asked == "native":
-            raise ConfigError(f"{VARIABLE} is native, but the compiled decoder cannot be used: {error}") from error
-        return None, f"the compiled decoder cannot be used: {error}"
+    return choose(VARIABLE, "libjpeg", "decoder", lambda: _find(load()))
 
 
 def _find(module: ModuleType) -> Decode:

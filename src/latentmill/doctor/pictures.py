@@ -71,7 +71,7 @@ def _baseline() -> Finding:
 
     if not jpeg.REASON:
         return Finding(GROUP, "baseline JPEGs", "native (the package's own, compiled)")
-    return Finding(GROUP, "baseline JPEGs", f"libjpeg-turbo, in 1.5 times the time: {jpeg.REASON}")
+    return Finding(GROUP, "baseline JPEGs", f"libjpeg-turbo: {jpeg.REASON}")
 
 
 def _numbers(told: str) -> tuple[int, ...]:

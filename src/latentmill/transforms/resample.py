@@ -8,13 +8,12 @@ What else is compiled for pictures has its two forms here as well.
 
 from __future__ import annotations
 
-import os
 import struct
 
 import numpy as np
 from PIL import Image
 
-from latentmill.errors import ConfigError
+from latentmill.compiled import choose
 from latentmill.records import Array
 from latentmill.transforms.resample_native import FILTERS, LARGEST, Native, Size, Window, find
 
@@ -122,17 +121,7 @@ def _by_pillow(pixels: Array, size: Size, method: Image.Resampling, window: Wind
 
 def _chosen() -> tuple[Native | None, str]:
     """The compiled resampler, or None and why. Raises ConfigError."""
-    asked = os.environ.get(VARIABLE, "")
-    if asked not in ("", "native", "pillow"):
-        raise ConfigError(f"{VARIABLE} must be native or pillow, or not set. Found: {asked!r}")
-    if asked == "pillow":
-        return None, f"{VARIABLE} is pillow"
-    try:
-        return find(), ""
-    except ImportError as error:
-        if asked == "native":
-            raise ConfigError(f"{VARIABLE} is native, but the compiled resampler cannot be used: {error}") from error
-        return None, f"the compiled resampler cannot be used: {error}"
+    return choose(VARIABLE, "pillow", "resampler", find)
 
 
 _native, REASON = _chosen()  # REASON: why it is Pillow that works; empty where it is not
