@@ -1,6 +1,7 @@
-"""Builds native/: the resampler, the JPEG decoder and what readers do with each sample.
+"""Builds native/: the resampler, the JPEG decoder, digests and what readers do with each sample.
 
-Without a C compiler the install is whole all the same: Pillow then resizes, and libjpeg-turbo decodes.
+Without a C compiler the install is whole all the same: Pillow then resizes, libjpeg-turbo decodes and
+OpenSSL tells digests.
 """
 
 import os
@@ -32,6 +33,8 @@ setup(
                 "native/jpeg.c",
                 "native/jpeg_scan.c",
                 "native/jpeg_pixels.c",
+                "native/digests.c",
+                "native/sha256.c",
             ],
             depends=[
                 "native/resample.h",
@@ -40,6 +43,9 @@ setup(
                 "native/reading.h",
                 "native/decode.h",
                 "native/jpeg.h",
+                "native/jpeg_lanes.h",
+                "native/digests.h",
+                "native/sha256.h",
                 "native/kernels_x86.h",
             ],
             define_macros=[("Py_LIMITED_API", "0x030B0000")] if STABLE else [],

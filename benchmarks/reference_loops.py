@@ -111,18 +111,21 @@ def calls(source: Path, dest: Path, side: int, workers: int) -> None:
 
 def call_some(paths: list[tuple[int, Path]], dest: Path, side: int) -> None:
     from latentmill.decoding import decode
-    from latentmill.files import digest, stored_file
+    from latentmill.files import digest, digests, stored_file
     from latentmill.formats.payload import png_bytes
     from latentmill.transforms.crop import center_crop_dhariwal
 
-    for number, path in paths:
-        data = path.read_bytes()
-        digest(data)
-        file = png_bytes(center_crop_dhariwal(decode(data)[0], side, side))
-        stored_file(name(number), file)
-        target = dest / name(number)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(file)
+    for first in range(0, len(paths), 2):  # digests of two files are told side by side
+        files = []
+        for _, path in paths[first : first + 2]:
+            data = path.read_bytes()
+            digest(data)
+            files.append(png_bytes(center_crop_dhariwal(decode(data)[0], side, side)))
+        for (number, _), file, told in zip(paths[first : first + 2], files, digests(files), strict=True):
+            stored_file(name(number), file, told)
+            target = dest / name(number)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(file)
 
 
 def main() -> None:

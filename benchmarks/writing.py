@@ -26,6 +26,7 @@ from harness import (
     walls,
 )
 
+from latentmill.files import digests
 from latentmill.formats.containers import container
 from latentmill.formats.payload import npy_array, npy_bytes, png_bytes, png_pixels
 
@@ -140,7 +141,8 @@ def write_shard(packed: Sequence[bytes], dest: Path) -> None:
     """One shard, as the only worker writes it; of a zip, its directory too."""
     place = container(dest)
     sink = place.sink(0, alone=True)
-    files = [sink.write(name(number), data) for number, data in enumerate(packed)]
+    told = zip(packed, digests(packed), strict=True)
+    files = [sink.write(name(number), data, known) for number, (data, known) in enumerate(told)]
     sink.commit()
     place.absorb(1)
     place.finish({}, files)

@@ -130,7 +130,7 @@ static size_t lay_out(Jpeg *jpeg, Scratch *scratch, int32_t mcus, uint8_t *memor
 #define PART(bytes) (used += (bytes), memory ? memory + used - (bytes) : NULL)
     for (int c = 0; c < jpeg->components; c++) {
         Component *component = &jpeg->component[c];
-        size_t down = (size_t)component->down, blocks = up((size_t)mcus * (size_t)component->across + 1, 2);
+        size_t down = (size_t)component->down, blocks = up((size_t)mcus * (size_t)component->across + 1, MOST_LANES);
         component->blocks = blocks;
         component->coefficients = (int16_t *)PART(blocks * down * BLOCK * sizeof(int16_t));
         component->stride = up(SIDE * blocks, ROW_PAD) + ROW_PAD;
@@ -153,7 +153,7 @@ static int row_to_pixels(Jpeg *jpeg, int32_t mcus) {
             int16_t *coefficients = component->coefficients + y * component->blocks * BLOCK;
             uint8_t *out = component->rows + (1 + side * y) * component->stride;
             coefficients[last * BLOCK] = 0; /* where ends of blocks are written */
-            int sound = side == SIDE ? blocks_to_pixels(coefficients, steps, (last + 1) / 2, out, component->stride)
+            int sound = side == SIDE ? pixels_here()->blocks_to_pixels(coefficients, steps, last, out, component->stride)
                                      : blocks_to_fewer_pixels(coefficients, steps, last, component->side, out,
                                                               component->stride);
             if (!sound) return 0;
@@ -178,7 +178,7 @@ static const uint8_t *widened(const Jpeg *jpeg, const Scratch *scratch, int c, i
         int32_t beside = y & 1 ? here + 1 : here - 1;
         other = row_of(jpeg, c, beside < 0 ? 0 : beside > last ? last : beside, mcu_row);
     }
-    widen(row, other, ((size_t)jpeg->width + 1) / 2, scratch->sums, wide);
+    pixels_here()->widen(row, other, ((size_t)jpeg->width + 1) / 2, scratch->sums, wide);
     return wide;
 }
 
@@ -190,7 +190,7 @@ static void write_row(const Jpeg *jpeg, const Scratch *scratch, int32_t y, int32
     for (int c = 0; c < jpeg->components; c++)
         rows[c] = c && fewer ? widened(jpeg, scratch, c, y, mcu_row) : row_of(jpeg, c, y, mcu_row);
     if (jpeg->components == 1) memcpy(out, rows[0], width);
-    else to_rgb(rows[0], rows[1], rows[2], width, out);
+    else pixels_here()->to_rgb(rows[0], rows[1], rows[2], width, out);
 }
 
 static int decode_rows(Jpeg *jpeg, const Scratch *scratch, int32_t mcus, uint8_t *out) {

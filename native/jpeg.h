@@ -77,22 +77,29 @@ int scan_row(Jpeg *jpeg, int32_t first, int32_t count);
 int segment_ends(Segment *segment, int marker);
 void segment_begin(Segment *segment);
 
-/* Pixels of `pairs` times two blocks, side by side, as libjpeg's accurate inverse DCT gives them. 0 where a number is
- * beyond what can lie in a JPEG of 8 bits, so that implementations differ. */
-int blocks_to_pixels(const int16_t *coefficients, const uint16_t quantisation[BLOCK], size_t pairs, uint8_t *out,
-                     size_t stride);
+#define MOST_LANES 4 /* blocks that are transformed together */
 
-/* The same of `count` blocks at reduced scale, to `side` x `side` pixels each: 4, 2 or 1, from fewer coefficients. */
+/* From coefficients to RGB, in registers of 32 or 64 bytes. */
+typedef struct {
+    /* Pixels of `count` blocks, up to a multiple of MOST_LANES, side by side, as libjpeg's accurate inverse DCT gives them.
+     * 0 where a number is beyond what can lie in a JPEG of 8 bits, so that implementations differ. */
+    int (*blocks_to_pixels)(const int16_t *coefficients, const uint16_t quantisation[BLOCK], size_t count, uint8_t *out,
+                            size_t stride);
+    /* A row of colours, `count` of them, to twice as many, of which each is three parts of the nearest and one of the
+     * next; `other`: the next row in height, which takes a quarter likewise, or NULL where the height stays. `sums`: room
+     * for count + ROW_PAD numbers. May write ROW_PAD bytes too many. */
+    void (*widen)(const uint8_t *row, const uint8_t *other, size_t count, int16_t *sums, uint8_t *out);
+    /* Y, Cb and Cr of a row to its RGB pixels; writes no byte behind them, reads up to ROW_PAD. */
+    void (*to_rgb)(const uint8_t *y, const uint8_t *cb, const uint8_t *cr, size_t count, uint8_t *out);
+} Pixels;
+
+/* Those that are used: of 64 bytes where the processor has AVX-512 and `wide` was asked for last. */
+const Pixels *pixels_here(void);
+void pixels_use(int wide);
+
+/* As blocks_to_pixels, of `count` blocks at reduced scale, to `side` x `side` pixels each: 4, 2 or 1, from fewer coefficients. */
 int blocks_to_fewer_pixels(const int16_t *coefficients, const uint16_t quantisation[BLOCK], size_t count, int side,
                            uint8_t *out, size_t stride);
-
-/* A row of colours, `count` of them, to twice as many, of which each is three parts of the nearest and one of the next;
- * `other`: the next row in height, which takes a quarter likewise, or NULL where the height stays. `sums`: room for
- * count + ROW_PAD numbers. May write ROW_PAD bytes too many. */
-void widen(const uint8_t *row, const uint8_t *other, size_t count, int16_t *sums, uint8_t *out);
-
-/* Y, Cb and Cr of a row to its RGB pixels; writes no byte behind them, reads up to ROW_PAD. */
-void to_rgb(const uint8_t *y, const uint8_t *cb, const uint8_t *cr, size_t count, uint8_t *out);
 
 enum { JPEG_NO_MEMORY = -1, JPEG_OTHER, JPEG_DECODED };
 

@@ -2,6 +2,7 @@
 #include <immintrin.h>
 
 #define AVX2 __attribute__((target("avx2")))
+#define AVX512 __attribute__((target("avx2,avx512f")))
 
 /* `vectors` times 8 bytes: 32-bit products, sums in registers. */
 AVX2 INLINE void weigh_block(const uint8_t *const *rows, const int32_t *weights, int32_t length, uint8_t *out,
@@ -38,6 +39,38 @@ AVX2 static void weigh_avx2(const uint8_t *const *rows, const Table *table, int3
     if (at < n) weigh_block(rows, weights, length, out, n - 16, 2);
 }
 
+/* As weigh_block, 16 bytes a vector. */
+AVX512 INLINE void weigh_wide(const uint8_t *const *rows, const int32_t *weights, int32_t length, uint8_t *out,
+                              size_t at, const int vectors) {
+    __m512i sums[6];
+    for (int v = 0; v < vectors; v++) sums[v] = _mm512_set1_epi32(HALF);
+    for (int32_t k = 0; k < length; k++) {
+        __m512i weight = _mm512_set1_epi32(weights[k]);
+        const uint8_t *row = rows[k] + at;
+        for (int v = 0; v < vectors; v++) {
+            __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(row + 16 * v)));
+            sums[v] = _mm512_add_epi32(sums[v], _mm512_mullo_epi32(bytes, weight));
+        }
+    }
+    for (int v = 0; v < vectors; v++) {
+        __m512i words = _mm512_max_epi32(_mm512_srai_epi32(sums[v], WEIGHT_BITS), _mm512_setzero_si512());
+        _mm_storeu_si128((__m128i *)(out + at + 16 * v), _mm512_cvtusepi32_epi8(words));
+    }
+}
+
+AVX512 static void weigh_avx512(const uint8_t *const *rows, const Table *table, int32_t i, uint8_t *out, size_t n) {
+    const int32_t *weights = table->weights + (size_t)i * table->taps;
+    int32_t length = table->length[i];
+    size_t at = 0;
+    if (n < 16) {
+        weigh_plain(rows, table, i, out, n);
+        return;
+    }
+    for (; at + 96 <= n; at += 96) weigh_wide(rows, weights, length, out, at, 6);
+    for (; at + 16 <= n; at += 16) weigh_wide(rows, weights, length, out, at, 1);
+    if (at < n) weigh_wide(rows, weights, length, out, n - 16, 1);
+}
+
 /* 6 pixels to 3 at a time: averages of all neighbours, of which every other is kept. */
 AVX2 static void average_pairs_avx2(const uint8_t *pixels, uint8_t *out, size_t count) {
     const __m128i even = _mm_setr_epi8(0, 1, 2, 6, 7, 8, 12, 13, 14, -1, -1, -1, -1, -1, -1, -1);
@@ -60,42 +93,45 @@ AVX2 static void average_avx2(const uint8_t *a, const uint8_t *b, uint8_t *out, 
     average_plain(a + j, b + j, out + j, n - j);
 }
 
-/* 16 x 16 bytes: four rounds that each interleave row k with row k + 8. */
-INLINE void transpose(__m128i t[16]) {
+/* 16 x 16 bytes in each half: four rounds that each interleave row k with row k + 8. */
+AVX2 INLINE void transpose(__m256i t[16]) {
     for (int round = 0; round < 4; round++) {
-        __m128i u[16];
+        __m256i u[16];
         for (int k = 0; k < 8; k++) {
-            u[2 * k] = _mm_unpacklo_epi8(t[k], t[k + 8]);
-            u[2 * k + 1] = _mm_unpackhi_epi8(t[k], t[k + 8]);
+            u[2 * k] = _mm256_unpacklo_epi8(t[k], t[k + 8]);
+            u[2 * k + 1] = _mm256_unpackhi_epi8(t[k], t[k + 8]);
         }
         for (int k = 0; k < 16; k++) t[k] = u[k];
     }
 }
 
-static void to_columns_sse2(const uint8_t *const *rows, uint8_t *out, size_t n) {
+/* The first half of the LINES rows in the lower halves of registers, the second in the upper ones. */
+AVX2 static void to_columns_avx2(const uint8_t *const *rows, uint8_t *out, size_t n) {
     if (n < 16) {
         to_columns_plain(rows, out, n);
         return;
     }
     for (size_t at = 0; at < n; at += 16) {
         size_t j = at + 16 <= n ? at : n - 16;
-        for (size_t r = 0; r < LINES; r += 16) {
-            __m128i t[16];
-            for (int k = 0; k < 16; k++) t[k] = _mm_loadu_si128((const __m128i *)(rows[r + k] + j));
-            transpose(t);
-            for (int k = 0; k < 16; k++) _mm_storeu_si128((__m128i *)(out + (j + k) * LINES + r), t[k]);
-        }
+        __m256i t[16];
+        for (int k = 0; k < 16; k++)
+            t[k] = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(rows[k] + j))),
+                                           _mm_loadu_si128((const __m128i *)(rows[k + 16] + j)), 1);
+        transpose(t);
+        for (int k = 0; k < 16; k++) _mm256_storeu_si256((__m256i *)(out + (j + k) * LINES), t[k]);
     }
 }
 
-static void to_rows_sse2(const uint8_t *columns, uint8_t *const *rows, size_t n) {
-    for (size_t j = 0; j < n; j += 16)
-        for (size_t r = 0; r < LINES; r += 16) {
-            __m128i t[16];
-            for (int k = 0; k < 16; k++) t[k] = _mm_loadu_si128((const __m128i *)(columns + (j + k) * LINES + r));
-            transpose(t);
-            for (int k = 0; k < 16; k++) _mm_storeu_si128((__m128i *)(rows[r + k] + j), t[k]);
+AVX2 static void to_rows_avx2(const uint8_t *columns, uint8_t *const *rows, size_t n) {
+    for (size_t j = 0; j < n; j += 16) {
+        __m256i t[16];
+        for (int k = 0; k < 16; k++) t[k] = _mm256_loadu_si256((const __m256i *)(columns + (j + k) * LINES));
+        transpose(t);
+        for (int k = 0; k < 16; k++) {
+            _mm_storeu_si128((__m128i *)(rows[k] + j), _mm256_castsi256_si128(t[k]));
+            _mm_storeu_si128((__m128i *)(rows[k + 16] + j), _mm256_extracti128_si256(t[k], 1));
         }
+    }
 }
 
 /* 32 pixels at a time, 16 in each half of three registers. Byte p of load k is of the colour (k + p) % 3, so that each
@@ -173,13 +209,19 @@ AVX2 static void place_avx2(const float *mean, const float *deviation, const flo
     place(mean, deviation, z, shift, scale, out, n);
 }
 
+static const Kernels WITH_AVX512 = {
+    "avx512",      weigh_avx512, average_pairs_avx2, average_avx2, to_columns_avx2, to_rows_avx2,
+    split_avx2,    mirror_avx2,  normals_avx2,       place_avx2,
+};
+
 static const Kernels WITH_AVX2 = {
-    "avx2",        weigh_avx2,  average_pairs_avx2, average_avx2, to_columns_sse2, to_rows_sse2,
+    "avx2",        weigh_avx2,  average_pairs_avx2, average_avx2, to_columns_avx2, to_rows_avx2,
     split_avx2,    mirror_avx2, normals_avx2,       place_avx2,
 };
 
 const Kernels *const *kernels_here(void) {
-    static const Kernels *const ALL[] = {&WITH_AVX2, &PLAIN, NULL};
+    static const Kernels *const ALL[] = {&WITH_AVX512, &WITH_AVX2, &PLAIN, NULL};
     __builtin_cpu_init();
-    return __builtin_cpu_supports("avx2") ? ALL : ALL + 1;
+    if (!__builtin_cpu_supports("avx2")) return ALL + 2;
+    return __builtin_cpu_supports("avx512f") ? ALL : ALL + 1;
 }

@@ -5,6 +5,7 @@
 #include <Python.h>
 
 #include "decode.h"
+#include "digests.h"
 #include "draw.h"
 #include "reading.h"
 #include "resample.h"
@@ -239,12 +240,15 @@ static PyObject *use(PyObject *self, PyObject *args) {
     for (const Kernels *const *each = kernels_here(); *each; each++)
         if (strcmp((*each)->name, name) == 0) {
             kernels = *each;
+#ifdef HAS_JPEG
+            pixels_use(strcmp(name, "avx512") == 0);
+#endif
             Py_RETURN_NONE;
         }
     return PyErr_Format(PyExc_ValueError, "kernels must be among KERNELS. Found: %s", name);
 }
 
-#define INTERFACE 4 /* as compiled.py has it: one more whenever a function takes or gives something else */
+#define INTERFACE 5 /* as compiled.py has it: one more whenever a function takes or gives something else */
 
 static PyMethodDef METHODS[] = {
     {"resize", resize, METH_VARARGS, resize_doc},
@@ -260,6 +264,9 @@ static PyMethodDef METHODS[] = {
 #endif
 #ifdef HAS_JPEG
     {"decode_jpeg", decode, METH_VARARGS, decode_doc},
+#endif
+#ifdef HAS_SHA256
+    {"sha256", digests, METH_VARARGS, digests_doc},
 #endif
     {"use", use, METH_VARARGS, use_doc},
     {NULL, NULL, 0, NULL},
@@ -278,10 +285,17 @@ static int set_up(PyObject *module) {
     if (failed < 0) return failed;
 #ifdef HAS_JPEG
     int decodes = can_decode();
+    pixels_use(1);
 #else
     int decodes = 0;
 #endif
+#ifdef HAS_SHA256
+    int hashes = can_sha256();
+#else
+    int hashes = 0;
+#endif
     if (PyModule_AddIntConstant(module, "DECODES_JPEG", decodes) < 0) return -1;
+    if (PyModule_AddIntConstant(module, "HASHES", hashes) < 0) return -1;
     return PyModule_AddIntConstant(module, "INTERFACE", INTERFACE);
 }
 

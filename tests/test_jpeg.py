@@ -35,6 +35,19 @@ RAISED = 255  # the largest step of an 8-bit table of quantisation
 Segments = list[tuple[int, bytes]]
 
 
+# Of the inner loops, those that transform in registers of 64 and of 32 bytes, as far as this processor has them.
+REGISTERS = [name for name in load().KERNELS if name != "plain"] if jpeg._native is not None else [""]
+
+
+@pytest.fixture(params=REGISTERS, autouse=True)
+def registers(request: pytest.FixtureRequest) -> Iterator[None]:
+    if request.param:
+        load().use(request.param)
+    yield
+    if request.param:
+        load().use(REGISTERS[0])
+
+
 @pytest.fixture(scope="module")
 def photo() -> np.ndarray:
     return np.asarray(Image.open(PHOTOS / "animal" / "chelsea.JPEG").convert("RGB"))

@@ -12,7 +12,7 @@ from latentmill.errors import ConfigError
 
 Found = TypeVar("Found")
 
-_INTERFACE = 4  # as in native/module.c; another one takes other arguments
+_INTERFACE = 5  # as in native/module.c; another one takes other arguments
 
 
 def load() -> ModuleType:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from latentmill.checksums import crc32
+from latentmill.checksums import crc32, sha256
 from latentmill.errors import DestinationError
 from latentmill.records import StoredFile
 from latentmill.wording import counted as counted
@@ -29,6 +29,11 @@ _WRITES = os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0)
 def digest(data: bytes | memoryview) -> str:
     """The digest that latentmill records of every source and output file: 32 hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()[:_DIGEST_DIGITS]
+
+
+def digests(buffers: Iterable[bytes | memoryview]) -> list[str]:
+    """The `digest` of each, in less time than of one after the other."""
+    return [each.hex()[:_DIGEST_DIGITS] for each in sha256(tuple(buffers))]
 
 
 class LineDigest:
@@ -184,9 +189,9 @@ def write_parts(descriptor: int, parts: Sequence[bytes | memoryview]) -> int:
     return total
 
 
-def stored_file(name: str, data: bytes) -> StoredFile:
-    """What is recorded of an output file."""
-    return StoredFile(name, len(data), digest(data), crc32(data))
+def stored_file(name: str, data: bytes, known: str | None = None) -> StoredFile:
+    """What is recorded of an output file. known: its digest, where that has been told."""
+    return StoredFile(name, len(data), digest(data) if known is None else known, crc32(data))
 
 
 def copy_bytes(source: Path, start: int, size: int, target: int) -> None:

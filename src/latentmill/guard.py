@@ -91,6 +91,7 @@ def run_program(app: typer.Typer) -> None:
 
 def begun() -> None:
     """As a command begins: the garbage collector, which rested, works from here on; a predecessor's death is told."""
+    gc.freeze()  # Pydantic, of which the options of a command are made, came after its modules
     gc.enable()
     if (killed := killed_before()) is not None:
         warn(f"{told_ending(-killed)}. Going on, with the work in a process that may be replaced")

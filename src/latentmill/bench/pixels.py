@@ -15,7 +15,7 @@ from latentmill.bench.figures import Figure, cpu_seconds, in_turn_together, wall
 from latentmill.bench.samples import Samples
 from latentmill.config import PixelSettings, validated
 from latentmill.errors import ConfigError
-from latentmill.files import remove_tree
+from latentmill.files import digests, remove_tree
 from latentmill.formats.containers import container
 from latentmill.formats.payload import npy_bytes
 from latentmill.formats.repa import ImageLayout
@@ -24,6 +24,7 @@ from latentmill.outputs.pixels import image_load
 from latentmill.records import Array
 from latentmill.stages import Load
 from latentmill.transforms.variant import PLAIN
+from latentmill.worker import TOGETHER
 
 READ, DECODE, CROP, PNG, WRITE, LATENT, REST = "read", "decode", "crop", "PNG", "write", "latent", "rest"
 _SERIAL, _FIXED = "serial", "fixed"
@@ -80,8 +81,8 @@ def commit_seconds(folder: Path, packed: Sequence[bytes]) -> float:
     """Write a shard, and give the seconds of wall that its commit takes: the sync, and the renames."""
     sink = container(folder).sink(0)
     layout = ImageLayout()
-    for number, data in enumerate(packed):
-        sink.write(layout.name(number, ""), data)
+    for number, (data, told) in enumerate(zip(packed, digests(packed), strict=True)):
+        sink.write(layout.name(number, ""), data, told)
     return wall_seconds(sink.commit)
 
 
@@ -140,17 +141,20 @@ class _Parts:
     def _chain(self) -> dict[str, float]:
         """CPU seconds of each part, over all samples."""
         sink, laps = container(self.folder / "parts").sink(0), _Laps()
-        for number, ref in enumerate(self.samples.refs):
+        packed: list[bytes] = []
+        for number, ref in enumerate(self.samples.refs, 1):
             data = self.samples.images.read(ref)
             laps.lap(READ)
             decoded = self.load.decode(data)
             laps.lap(DECODE)
             sample = self.load(ref, decoded)
             laps.lap(CROP)
-            packed = b"" if sample is None else self.layout.to_bytes(sample.array)
+            packed.append(b"" if sample is None else self.layout.to_bytes(sample.array))
             laps.lap(PNG)
-            sink.write(self.layout.name(number, ""), packed)
-            laps.lap(WRITE)
+            if len(packed) == TOGETHER or number == len(self.samples.refs):
+                for place, told in enumerate(digests(packed), number - len(packed)):
+                    sink.write(self.layout.name(place, ""), packed.pop(0), told)
+                laps.lap(WRITE)
         sink.commit()
         laps.lap(WRITE)
         return laps.seconds

@@ -27,7 +27,7 @@ _SIDES = (256, 64)  # of the crops that are compared: with and without halving
 def findings() -> list[Finding]:
     photos = _photos()
     return [
-        _decoders(), _baseline(), _same_pixels(photos), _resampler(), _same_crops(photos), _draws(), _png()
+        _decoders(), _baseline(), _same_pixels(photos), _resampler(), _same_crops(photos), _draws(), _png(), _digests()
     ]  # fmt: skip
 
 
@@ -154,3 +154,11 @@ def _png() -> Finding:
     if found:
         return Finding(GROUP, "checksums", "zlib-ng")
     return Finding(GROUP, "checksums", "zlib", "warning", "PNGs take longer to write: pip install zlib-ng")
+
+
+def _digests() -> Finding:
+    from latentmill import checksums
+
+    if not checksums.REASON:
+        return Finding(GROUP, "SHA-256", "native (the package's own, compiled)")
+    return Finding(GROUP, "SHA-256", f"OpenSSL: {checksums.REASON}")

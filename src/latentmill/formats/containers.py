@@ -29,9 +29,9 @@ from latentmill.records import StoredFile
 
 
 class ShardSink(Protocol):
-    """Takes one shard's files; nothing is seen by a reader before `commit`."""
+    """Takes one shard's files; nothing is seen by a reader before `commit`. known: the digest of `data`, if it is."""
 
-    def write(self, name: str, data: bytes) -> StoredFile: ...
+    def write(self, name: str, data: bytes, known: str | None = None) -> StoredFile: ...
     def commit(self) -> None: ...
     def abort(self) -> None: ...
 
@@ -44,7 +44,7 @@ class _FolderSink:
         with write_errors(stage):
             stage.mkdir(parents=True)
 
-    def write(self, name: str, data: bytes) -> StoredFile:
+    def write(self, name: str, data: bytes, known: str | None = None) -> StoredFile:
         with write_errors(self.root / name):
             file = new_file(f"{self.stage}/{len(self.names)}")
             try:
@@ -52,7 +52,7 @@ class _FolderSink:
             finally:
                 os.close(file)
         self.names.append(name)
-        return stored_file(name, data)
+        return stored_file(name, data, known)
 
     def commit(self) -> None:
         with write_errors(self.root):

@@ -259,8 +259,8 @@ class ZipSink:
         with write_errors(growing.path):
             growing.make_folders()
 
-    def write(self, name: str, data: bytes) -> StoredFile:
-        stored = stored_file(name, data)
+    def write(self, name: str, data: bytes, known: str | None = None) -> StoredFile:
+        stored = stored_file(name, data, known)
         header = local_header(name, stored.size, stored.crc)
         with write_errors(self._growing.path):
             file = self._opened()
