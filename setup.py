@@ -45,6 +45,7 @@ setup(
                 "native/jpeg.h",
                 "native/jpeg_lanes.h",
                 "native/digests.h",
+                "native/processor.h",
                 "native/sha256.h",
                 "native/kernels_x86.h",
             ],

@@ -3,12 +3,12 @@
 #include <Python.h>
 
 #include "decode.h"
+#include "processor.h"
 
 #ifdef HAS_JPEG
 
 int can_decode(void) {
-    __builtin_cpu_init();
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2");
+    return has_avx2() && __builtin_cpu_supports("bmi2");
 }
 
 const char decode_doc[] = "decode_jpeg(data, height, width, channels, halvings, out) -> bool: the pixels of a baseline "

@@ -4,6 +4,8 @@
 
 #ifdef HAS_JPEG
 
+#include "processor.h"
+
 #include <immintrin.h>
 #include <string.h>
 
@@ -115,9 +117,7 @@ const Pixels *pixels_here(void) {
 }
 
 void pixels_use(int wide) {
-    __builtin_cpu_init();
-    int has_wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw");
-    chosen = wide && has_wide ? &PIXELS_avx512 : &PIXELS_avx2;
+    chosen = wide && has_avx512() ? &PIXELS_avx512 : &PIXELS_avx2;
 }
 
 #endif

@@ -1,4 +1,6 @@
 /* The inner loops for x86-64: part of kernels.c, which has the plain ones. */
+#include "processor.h"
+
 #include <immintrin.h>
 
 #define AVX2 __attribute__((target("avx2")))
@@ -105,7 +107,9 @@ AVX2 INLINE void transpose(__m256i t[16]) {
     }
 }
 
-/* The first half of the LINES rows in the lower halves of registers, the second in the upper ones. */
+_Static_assert(LINES == 32, "rows fill a register of so many bytes");
+
+/* The first half of the rows in the lower halves of registers, the second in the upper ones. */
 AVX2 static void to_columns_avx2(const uint8_t *const *rows, uint8_t *out, size_t n) {
     if (n < 16) {
         to_columns_plain(rows, out, n);
@@ -116,7 +120,7 @@ AVX2 static void to_columns_avx2(const uint8_t *const *rows, uint8_t *out, size_
         __m256i t[16];
         for (int k = 0; k < 16; k++)
             t[k] = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(rows[k] + j))),
-                                           _mm_loadu_si128((const __m128i *)(rows[k + 16] + j)), 1);
+                                           _mm_loadu_si128((const __m128i *)(rows[k + LINES / 2] + j)), 1);
         transpose(t);
         for (int k = 0; k < 16; k++) _mm256_storeu_si256((__m256i *)(out + (j + k) * LINES), t[k]);
     }
@@ -129,7 +133,7 @@ AVX2 static void to_rows_avx2(const uint8_t *columns, uint8_t *const *rows, size
         transpose(t);
         for (int k = 0; k < 16; k++) {
             _mm_storeu_si128((__m128i *)(rows[k] + j), _mm256_castsi256_si128(t[k]));
-            _mm_storeu_si128((__m128i *)(rows[k + 16] + j), _mm256_extracti128_si256(t[k], 1));
+            _mm_storeu_si128((__m128i *)(rows[k + LINES / 2] + j), _mm256_extracti128_si256(t[k], 1));
         }
     }
 }
@@ -221,7 +225,5 @@ static const Kernels WITH_AVX2 = {
 
 const Kernels *const *kernels_here(void) {
     static const Kernels *const ALL[] = {&WITH_AVX512, &WITH_AVX2, &PLAIN, NULL};
-    __builtin_cpu_init();
-    if (!__builtin_cpu_supports("avx2")) return ALL + 2;
-    return __builtin_cpu_supports("avx512f") ? ALL : ALL + 1;
+    return has_avx512() ? ALL : has_avx2() ? ALL + 1 : ALL + 2;
 }

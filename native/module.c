@@ -7,6 +7,7 @@
 #include "decode.h"
 #include "digests.h"
 #include "draw.h"
+#include "processor.h"
 #include "reading.h"
 #include "resample.h"
 
@@ -290,7 +291,7 @@ static int set_up(PyObject *module) {
     int decodes = 0;
 #endif
 #ifdef HAS_SHA256
-    int hashes = can_sha256();
+    int hashes = has_sha256();
 #else
     int hashes = 0;
 #endif

@@ -6,7 +6,6 @@
 
 #ifdef HAS_SHA256
 
-#include <cpuid.h>
 #include <immintrin.h>
 #include <string.h>
 
@@ -39,12 +38,6 @@ typedef struct {
     uint8_t last[2 * BLOCK]; /* what fills no block, a set bit, zeros, and the length */
     Message *message;        /* NULL: none */
 } Lane;
-
-int can_sha256(void) {
-    unsigned a, b, c, d;
-    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_SSE4_1)) return 0;
-    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & bit_SHA);
-}
 
 /* The next `blocks` of so many lanes, block by block of each in turn. */
 TARGET static inline __attribute__((always_inline)) void advance(Lane *const *lanes, const int count, size_t blocks) {

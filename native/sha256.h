@@ -16,9 +16,7 @@ typedef struct {
     uint8_t digest[SHA256_BYTES];
 } Message;
 
-int can_sha256(void); /* whether this processor has what it is compiled for */
-
-/* The digest of every message. */
+/* The digest of every message, on a processor that `has_sha256`. */
 void sha256(Message *messages, size_t count);
 
 #endif
