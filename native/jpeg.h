@@ -81,6 +81,7 @@ void segment_begin(Segment *segment);
 
 /* From coefficients to RGB, in registers of 32 or 64 bytes. */
 typedef struct {
+    const char *name;
     /* Pixels of `count` blocks, up to a multiple of MOST_LANES, side by side, as libjpeg's accurate inverse DCT gives them.
      * 0 where a number is beyond what can lie in a JPEG of 8 bits, so that implementations differ. */
     int (*blocks_to_pixels)(const int16_t *coefficients, const uint16_t quantisation[BLOCK], size_t count, uint8_t *out,
@@ -97,7 +98,8 @@ typedef struct {
 const Pixels *pixels_here(void);
 void pixels_use(int wide);
 
-/* As blocks_to_pixels, of `count` blocks at reduced scale, to `side` x `side` pixels each: 4, 2 or 1, from fewer coefficients. */
+/* As blocks_to_pixels, of `count` blocks at reduced scale, to `side` x `side` pixels each: 4, 2 or 1, from fewer
+ * coefficients. */
 int blocks_to_fewer_pixels(const int16_t *coefficients, const uint16_t quantisation[BLOCK], size_t count, int side,
                            uint8_t *out, size_t stride);
 

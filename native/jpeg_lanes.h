@@ -4,6 +4,7 @@
 #if LANES == 2
 #define TARGET __attribute__((target("avx2")))
 #define NAME(function) function##_avx2
+#define REGISTERS "avx2"
 #define OP(name) _mm256_##name
 #define V __m256i
 #define LOAD(at) _mm256_loadu_si256((const __m256i *)(at))
@@ -24,6 +25,7 @@
 #else
 #define TARGET __attribute__((target("avx512f,avx512bw")))
 #define NAME(function) function##_avx512
+#define REGISTERS "avx512"
 #define OP(name) _mm512_##name
 #define V __m512i
 #define LOAD(at) _mm512_loadu_si512(at)
@@ -230,10 +232,11 @@ TARGET static void NAME(to_rgb)(const uint8_t *y, const uint8_t *cb, const uint8
     memcpy(out + 3 * j, rest, 3 * (count - j));
 }
 
-static const Pixels NAME(PIXELS) = {NAME(blocks_to_pixels), NAME(widen), NAME(to_rgb)};
+static const Pixels NAME(PIXELS) = {REGISTERS, NAME(blocks_to_pixels), NAME(widen), NAME(to_rgb)};
 
 #undef TARGET
 #undef NAME
+#undef REGISTERS
 #undef OP
 #undef V
 #undef LOAD

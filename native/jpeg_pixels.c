@@ -110,7 +110,7 @@ static const uint8_t EVERY_THIRD[20] = {
 #include "jpeg_lanes.h"
 #undef LANES
 
-static const Pixels *chosen;
+static const Pixels *chosen = &PIXELS_avx2;
 
 const Pixels *pixels_here(void) {
     return chosen;

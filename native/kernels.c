@@ -1,5 +1,5 @@
-/* The inner loops: plain C that any compiler takes, and for x86-64 with GCC or Clang, AVX2 where the processor
- * has it. Both give the same bytes: 32-bit sums in fixed point, and single operations in float32. */
+/* The inner loops: plain C that any compiler takes, and for x86-64 with GCC or Clang, AVX2 and AVX-512 where the
+ * processor has them. All give the same bytes: 32-bit sums in fixed point, and single operations in float32. */
 #include "normals.h"
 #include "resample.h"
 

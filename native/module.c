@@ -232,7 +232,21 @@ static PyObject *stored_planes_of(PyObject *self, PyObject *args) {
     return found < 0 ? PyErr_NoMemory() : PyBool_FromLong(found);
 }
 
-PyDoc_STRVAR(use_doc, "use(name): choose the inner loops, one of KERNELS. For tests; not while others resize.");
+PyDoc_STRVAR(in_use_doc, "in_use() -> tuple: the inner loops of the resampler, of KERNELS, and likewise of the JPEG "
+                         "decoder, empty without one.");
+
+static PyObject *in_use(PyObject *self, PyObject *none) {
+    const char *pixels = "";
+    (void)self;
+    (void)none;
+#ifdef HAS_JPEG
+    pixels = pixels_here()->name;
+#endif
+    return Py_BuildValue("ss", kernels->name, pixels);
+}
+
+PyDoc_STRVAR(use_doc, "use(name): choose the inner loops, one of KERNELS; the JPEG decoder, which has no plain ones, takes "
+                      "AVX2's in their place. For tests; not while others resize or decode.");
 
 static PyObject *use(PyObject *self, PyObject *args) {
     const char *name;
@@ -269,6 +283,7 @@ static PyMethodDef METHODS[] = {
 #ifdef HAS_SHA256
     {"sha256", digests, METH_VARARGS, digests_doc},
 #endif
+    {"in_use", in_use, METH_NOARGS, in_use_doc},
     {"use", use, METH_VARARGS, use_doc},
     {NULL, NULL, 0, NULL},
 };

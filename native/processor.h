@@ -17,7 +17,7 @@ static inline int has_avx512(void) {
            __builtin_cpu_supports("avx512vbmi");
 }
 
-/* Instructions for SHA-256, which compilers have no name for yet. */
+/* Instructions for SHA-256, which not all compilers have a name for yet. */
 static inline int has_sha256(void) {
     unsigned a, b, c, d;
     if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_SSE4_1)) return 0;

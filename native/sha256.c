@@ -9,12 +9,13 @@
 #include <immintrin.h>
 #include <string.h>
 
-#define BLOCK 64
+#define BLOCK 64  /* bytes */
+#define ROUNDS 64 /* of a block */
 #define LENGTH_BYTES 8 /* at the end of a message's last block: its length in bits */
 #define LANES 2
 #define TARGET __attribute__((target("sha,sse4.1")))
 
-static const uint32_t K[BLOCK] __attribute__((aligned(16))) = {
+static const uint32_t K[ROUNDS] __attribute__((aligned(16))) = {
     0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5,
     0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174,
     0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc, 0x2de92c6f, 0x4a7484aa, 0x5cb0a9dc, 0x76f988da,
@@ -53,13 +54,13 @@ TARGET static inline __attribute__((always_inline)) void advance(Lane *const *la
             for (int w = 0; w < 4; w++) words[l][w] = _mm_shuffle_epi8(_mm_loadu_si128(block + w), swap);
         }
 #pragma GCC unroll 16
-        for (int r = 0; r < BLOCK / 4; r++) { /* four rounds */
+        for (int r = 0; r < ROUNDS / 4; r++) { /* four rounds */
             __m128i k = _mm_load_si128((const __m128i *)K + r);
             for (int l = 0; l < count; l++) {
                 __m128i *w = words[l], sum = _mm_add_epi32(w[r & 3], k);
                 state[l].cdgh = _mm_sha256rnds2_epu32(state[l].cdgh, state[l].abef, sum);
                 state[l].abef = _mm_sha256rnds2_epu32(state[l].abef, state[l].cdgh, _mm_shuffle_epi32(sum, 0x0e));
-                if (r >= BLOCK / 4 - 4) continue;
+                if (r >= ROUNDS / 4 - 4) continue;
                 __m128i next = _mm_sha256msg1_epu32(w[r & 3], w[(r + 1) & 3]);
                 next = _mm_add_epi32(next, _mm_alignr_epi8(w[(r + 3) & 3], w[(r + 2) & 3], 4));
                 w[r & 3] = _mm_sha256msg2_epu32(next, w[(r + 3) & 3]);

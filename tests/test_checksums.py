@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import subprocess
 import sys
 import zlib
@@ -141,6 +142,17 @@ def test_what_tells_other_digests_or_none_is_refused(monkeypatch: pytest.MonkeyP
                 checksums._chosen()
 
 
-@pytest.mark.skipif(os.environ.get("CI") != "true", reason="only where a compiler is promised")
-def test_our_own_is_in_use_in_ci_where_the_processor_has_it() -> None:
-    assert bool(load().HASHES) == (not checksums.REASON)
+@pytest.mark.skipif(
+    os.environ.get("CI") != "true" or sys.platform != "linux" or platform.machine() != "x86_64",
+    reason="only where a compiler is promised, and the system tells what the processor has",
+)
+def test_ci_uses_what_the_processor_has() -> None:
+    flags = set(Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split())
+    module = load()
+    assert bool(module.HASHES) == ({"sha_ni", "sse4_1"} <= flags) == (not checksums.REASON)
+    assert bool(module.DECODES_JPEG) == ({"avx2", "bmi2"} <= flags)
+    wide = {"avx2", "avx512f", "avx512bw", "avx512vbmi"} <= flags
+    expected = ["avx512"] * wide + ["avx2"] * ("avx2" in flags) + ["plain"]
+    assert list(module.KERNELS) == expected
+    if "avx2" in flags:
+        assert module.in_use() == (expected[0], expected[0])

@@ -87,6 +87,17 @@ def test_a_resampler_that_fell_back_is_a_warning_with_the_reason() -> None:
     assert "pillow: LATENTMILL_RESAMPLER" in told.stdout
 
 
+def test_what_is_left_to_other_libraries_is_told_with_the_reason() -> None:
+    code = (
+        "from latentmill.doctor import pictures; print(*[f'{f.name}={f.value}' for f in pictures.findings()], sep='|')"
+    )
+    environment = {**os.environ, "LATENTMILL_JPEG": "libjpeg", "LATENTMILL_SHA256": "openssl"}
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    found = dict(each.split("=", 1) for each in told.stdout.strip().split("|"))
+    assert found["baseline JPEGs"] == "libjpeg-turbo: LATENTMILL_JPEG is libjpeg"
+    assert found["SHA-256"] == "OpenSSL: LATENTMILL_SHA256 is openssl"
+
+
 def test_draws_without_the_compiled_module_are_a_warning_with_the_reason() -> None:
     code = (
         "import sys; sys.modules['latentmill.transforms._resample'] = None; from latentmill.doctor import pictures;"

@@ -39,13 +39,18 @@ Segments = list[tuple[int, bytes]]
 REGISTERS = [name for name in load().KERNELS if name != "plain"] if jpeg._native is not None else [""]
 
 
-@pytest.fixture(params=REGISTERS, autouse=True)
+@pytest.fixture(params=REGISTERS)
 def registers(request: pytest.FixtureRequest) -> Iterator[None]:
-    if request.param:
-        load().use(request.param)
+    if not request.param:
+        yield
+        return
+    load().use(request.param)
+    assert load().in_use()[1] == request.param
     yield
-    if request.param:
-        load().use(REGISTERS[0])
+    load().use(REGISTERS[0])
+
+
+with_each = pytest.mark.usefixtures("registers")
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +162,7 @@ def edited(data: bytes, marker: int, *changes: tuple[int, int]) -> bytes:
 
 
 @compiled
+@with_each
 def test_every_remainder_of_both_sides_decodes_as_libjpeg_decodes_it(photo: np.ndarray) -> None:
     numbers = np.random.default_rng(1)
     for height in range(16, 32):
@@ -169,6 +175,7 @@ def test_every_remainder_of_both_sides_decodes_as_libjpeg_decodes_it(photo: np.n
 
 
 @compiled
+@with_each
 @pytest.mark.parametrize("options", [{}, {"optimize": True}, {"restart_marker_blocks": 7}, {"restart_marker_rows": 1}])
 def test_every_quality_decodes_as_libjpeg_decodes_it(photo: np.ndarray, options: dict[str, Any]) -> None:
     numbers = np.random.default_rng(2)
@@ -180,6 +187,7 @@ def test_every_quality_decodes_as_libjpeg_decodes_it(photo: np.ndarray, options:
 
 
 @compiled
+@with_each
 @pytest.mark.parametrize("options", [{}, {"restart_marker_rows": 3}, {"restart_marker_blocks": 4000}])
 def test_coded_data_of_any_length_decodes_as_libjpeg_decodes_it(options: dict[str, Any]) -> None:
     """It is taken in windows of 32 kB, whose ends fall upon other bytes in each of these; many are 0xFF."""
@@ -192,12 +200,14 @@ def test_coded_data_of_any_length_decodes_as_libjpeg_decodes_it(options: dict[st
 
 
 @compiled
+@with_each
 def test_photos_decode_as_libjpeg_decodes_them() -> None:
     found = Counter(outcome(path.read_bytes()) for path in PHOTOS.rglob("*.*") if path.read_bytes()[:2] == b"\xff\xd8")
     assert found["ours"] > found["libjpeg"]
 
 
 @compiled
+@with_each
 def test_numbers_beyond_any_picture_decode_as_libjpeg_decodes_them_or_are_left_to_it(photo: np.ndarray) -> None:
     """The steps of quantisation are raised in what is written already: by little, and till 16 bits overflow."""
     numbers = np.random.default_rng(4)
@@ -213,6 +223,7 @@ def test_numbers_beyond_any_picture_decode_as_libjpeg_decodes_them_or_are_left_t
 
 
 @compiled
+@with_each
 def test_tables_may_be_told_together_twice_or_for_nothing(photo: np.ndarray) -> None:
     """The last of each number counts, wherever before the scan it stands."""
     segments, coded = parts(encoded(photo[:50, :70]))
@@ -228,6 +239,7 @@ def test_tables_may_be_told_together_twice_or_for_nothing(photo: np.ndarray) -> 
 
 
 @compiled
+@with_each
 def test_at_reduced_scale_photos_decode_as_libjpeg_decodes_them(photo: np.ndarray) -> None:
     assert jpeg._native is not None
     numbers = np.random.default_rng(7)
@@ -246,6 +258,7 @@ def test_at_reduced_scale_photos_decode_as_libjpeg_decodes_them(photo: np.ndarra
 
 
 @compiled
+@with_each
 def test_numbers_beyond_any_picture_are_reduced_as_libjpeg_reduces_them_or_left_to_it(photo: np.ndarray) -> None:
     assert jpeg._native is not None
     numbers = np.random.default_rng(8)
@@ -268,6 +281,7 @@ def test_numbers_beyond_any_picture_are_reduced_as_libjpeg_reduces_them_or_left_
 
 
 @compiled
+@with_each
 def test_what_is_not_reduced_here_is_left_to_libjpeg(photo: np.ndarray) -> None:
     assert jpeg._native is not None
     out = np.zeros(64 * 64 * 3, np.uint8)
@@ -327,6 +341,7 @@ def others(photo: np.ndarray) -> Iterator[tuple[str, bytes]]:
 
 
 @compiled
+@with_each
 def test_other_kinds_are_left_to_libjpeg(photo: np.ndarray) -> None:
     for kind, data in others(photo):
         assert by_ours(data) is None, kind
@@ -334,6 +349,7 @@ def test_other_kinds_are_left_to_libjpeg(photo: np.ndarray) -> None:
 
 
 @compiled
+@with_each
 def test_only_what_was_told_is_decoded(photo: np.ndarray) -> None:
     """Of another size, or of other colours."""
     data, grey = encoded(photo[:50, :70]), encoded(photo[:50, :70], "Gray")
@@ -371,6 +387,7 @@ def damaged(numbers: Numbers, whole: bytes) -> bytes:
 
 
 @compiled
+@with_each
 def test_a_damaged_jpeg_never_gives_other_pixels(photo: np.ndarray) -> None:
     numbers = np.random.default_rng(5)
     options: tuple[dict[str, Any], ...] = ({}, {"optimize": True}, {"restart_marker_blocks": 2}, {"quality": 100})
@@ -382,6 +399,7 @@ def test_a_damaged_jpeg_never_gives_other_pixels(photo: np.ndarray) -> None:
 
 
 @compiled
+@with_each
 def test_a_jpeg_that_ends_early_is_never_ours(photo: np.ndarray) -> None:
     whole = encoded(photo[:33, :40], restart_marker_blocks=2)
     assert outcome(whole) == "ours"
@@ -390,6 +408,7 @@ def test_a_jpeg_that_ends_early_is_never_ours(photo: np.ndarray) -> None:
 
 
 @compiled
+@with_each
 def test_what_stands_before_a_marker_must_be_whole(photo: np.ndarray) -> None:
     """Restarts out of order, or none; bytes that nobody reads; bytes that fill a gap, which libjpeg takes silently."""
     whole = encoded(photo[:64, :64], restart_marker_blocks=2)
@@ -414,6 +433,7 @@ def test_what_stands_before_a_marker_must_be_whole(photo: np.ndarray) -> None:
 
 
 @compiled
+@with_each
 @pytest.mark.parametrize(("sampling", "kind"), [("420", "ours"), ("Gray", "ours"), ("440", "libjpeg")])
 def test_the_memory_that_is_given_is_what_the_pixels_lie_in(photo: np.ndarray, sampling: str, kind: str) -> None:
     pixels = np.ascontiguousarray(photo[:50, :70])
@@ -434,6 +454,7 @@ def test_the_memory_that_is_given_is_what_the_pixels_lie_in(photo: np.ndarray, s
 
 
 @compiled
+@with_each
 def test_too_little_room_is_refused_before_anything_is_written(photo: np.ndarray) -> None:
     assert jpeg._native is not None
     data = encoded(photo[:50, :70])
@@ -450,6 +471,7 @@ def test_too_little_room_is_refused_before_anything_is_written(photo: np.ndarray
 
 
 @compiled
+@with_each
 def test_threads_decode_beside_each_other(photo: np.ndarray) -> None:
     numbers = np.random.default_rng(6)
     jpegs = [encoded(picture(numbers, photo, 150, 200), SAMPLINGS[k % 4], restart_marker_rows=k % 3) for k in range(60)]

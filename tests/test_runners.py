@@ -18,9 +18,11 @@ import latentmill
 from latentmill.careful import WORKER, Doing
 from latentmill.encoders.fake import FakeSpec
 from latentmill.errors import LatentmillError, SampleError, TooManyFailuresError
+from latentmill.formats.containers import _FolderSink
+from latentmill.formats.repa import ImageLayout
 from latentmill.loading import Decoded, ImageLoad
 from latentmill.manifest import Plan
-from latentmill.records import Encoded, Outcome, Progress, Sample, SampleRef, ShardReport
+from latentmill.records import Array, Encoded, Outcome, Progress, Sample, SampleRef, ShardReport, StoredFile
 from latentmill.runners import tasks
 from latentmill.runners.local import run_local
 from latentmill.runners.scheduler import Death, schedule
@@ -265,6 +267,36 @@ def test_a_sample_that_kills_the_encoder_is_found_within_its_batch(photos: Path,
     assert {reason for _, reason in rejects(task).values()} == {"the process was killed by signal 11 (SIGSEGV)"}
     kept = [row for entry in outcome_rows(calm) for row in entry[1:] if row["index"] not in (1, 2, 10)]  # type: ignore[call-overload, index]
     assert [row for entry in outcome_rows(task) for row in entry[1:] if "reject" not in row] == kept  # type: ignore[operator]
+
+
+@pytest.mark.usefixtures("forked")
+@pytest.mark.parametrize("where", ["write", "pack"])
+def test_a_photo_that_kills_while_its_file_is_made_is_found_among_those_made_with_it(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def write(sink: object, name: str, data: bytes, known: str | None = None) -> StoredFile:
+        if name.endswith("00000002.png"):
+            os._exit(7)
+        return usual_write(sink, name, data, known)  # type: ignore[arg-type]
+
+    def to_bytes(layout: ImageLayout, array: Array, beside: object = None) -> bytes:
+        if array.tobytes() == culprit:
+            os._exit(7)
+        return usual_bytes(layout, array)
+
+    usual_write, usual_bytes = _FolderSink.write, ImageLayout.to_bytes
+    task = task_for(photos, tmp_path / "out", batch_size=4)
+    part = task.parts[0]
+    ref = next(ref for ref in part.plan.refs(0) if ref.index == 2)
+    shown = part.load(ref, part.load.decode(part.source.read(ref)))
+    assert shown is not None
+    culprit = shown.array.tobytes()
+    if where == "write":
+        monkeypatch.setattr(_FolderSink, "write", write)
+    else:
+        monkeypatch.setattr(ImageLayout, "to_bytes", to_bytes)
+    run(task, range(3), 2, lambda event: None)
+    assert rejects(task) == {"c0/photo00002.jpg": [WORKER, "the process ended with exit code 7"]}
 
 
 @pytest.mark.usefixtures("forked")

@@ -1,9 +1,10 @@
 """CRC-32, Adler-32 and SHA-256, which are computed of every byte that is read or written.
 
-CRC-32 and Adler-32 are zlib-ng's, which takes some 3 us for 200 kB, and zlib's (some 70 us) where it is missing. Of
-several buffers SHA-256 is told by our own code (`native/sha256.c`), two side by side, in two thirds of the time that
-OpenSSL takes for one after the other. Where it was not built, the processor has no instructions for it, or
-LATENTMILL_SHA256=openssl says so, OpenSSL does it all. The sums are the same; the choice is made once, at import.
+CRC-32 and Adler-32 are zlib-ng's, which takes some 3 us for 200 kB, and zlib's (some 70 us) where it is missing.
+SHA-256 of several buffers is told by our own code (`native/sha256.c`), two side by side, in two thirds of the time that
+OpenSSL takes for one after the other; of one alone in as much. Where it was not built, the processor has no
+instructions for it, or LATENTMILL_SHA256=openssl says so, OpenSSL does it all. The sums are the same; the choice is made
+once, at import.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def _find(module: ModuleType) -> Digests:
     if not module.HASHES:
         raise ImportError("it is for x86-64 processors with instructions for SHA-256")
     sha256: Digests = module.sha256
-    trials = tuple(bytes(range(length % 256)) * (1 + length // 256) for length in _TRIALS)
+    trials = tuple((bytes(range(256)) * 2)[:length] for length in _TRIALS)
     if sha256(trials) != _by_openssl(trials):
         raise ImportError("it does not compute as OpenSSL does")
     return sha256

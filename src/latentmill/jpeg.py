@@ -31,8 +31,9 @@ _NO_SEGMENTS = frozenset({0x00, 0x01, *range(0xD0, 0xDA), 0xFF})  # they stand a
 _NO_FRAMES = frozenset({0xC4, 0xC8, 0xCC})  # among the markers that are numbered like frames
 # Of others (4:1:1) libjpeg-turbo repeats the colours at reduced scale: up to 71 levels from exact.
 _REDUCED_SAMPLINGS = frozenset({"444", "422", "420", "440", "Gray"})
-# Halvings by (height, width): neither a multiple of what is decoded together where it need not be.
-_TRIALS = {(37, 53): 0, (38, 54): 1, (36, 52): 2, (40, 56): 3}
+# Halvings by (height, width): neither a multiple of what is decoded together where it need not be; whole pictures wider
+# than two registers, of colours too.
+_TRIALS = {(21, 149): 0, (38, 54): 1, (36, 52): 2, (40, 56): 3}
 Memory = Callable[[int], Array]  # contiguous uint8, of at least so many bytes
 Decode = Callable[[bytes, int, int, int, int, Array], bool]  # `decode_jpeg` of the compiled module
 

@@ -24,19 +24,17 @@ import numpy as np
 from latentmill.batching import Background, prefetched
 from latentmill.careful import Care, Inline
 from latentmill.encoders import heap
-from latentmill.errors import SampleError
-from latentmill.files import digests
 from latentmill.formats.containers import Container, ShardSink
 from latentmill.formats.stored_zip import member_bytes
 from latentmill.manifest import Plan
-from latentmill.records import Encoded, Outcome, Progress, Sample, ShardReport
+from latentmill.records import Outcome, Progress, Sample, ShardReport
 from latentmill.room import Room, bounded
 from latentmill.sharing import Loading, Place, Wanted
 from latentmill.stages import Encoder, EncoderSpec, Layout, Load, Results, Source, Submitting, WarmingUp
+from latentmill.storing import stored
 
 _KEY = attrgetter("key")
 _NO_ARRAY = np.empty(0, np.uint8)
-TOGETHER, _SMALL_BYTES = 2, 1 << 20  # images whose digests are told side by side, where their files are small
 _WRITE_AHEAD = 2  # batches, and shards waiting for their sync, that may be queued behind the encoder
 Emit = Callable[[int, Progress | ShardReport], None]  # with the number of the part that it is of
 Item = TypeVar("Item", bound=Sample | Outcome)
@@ -263,7 +261,7 @@ class _Run:
             results = {sample.ref.index: each for sample, each in zip(samples, ended(), strict=True)}
         items = self.care.written(shard.part, batch) if self.care else batch
         with shard.clock.time("write"):
-            settled = list(_stored(outputs, shard.sinks, items, results, 1 if self.care else TOGETHER))
+            settled = list(stored(outputs, shard.sinks, items, results, one_by_one=self.care is not None))
         shard.outcomes.extend(settled)
         reasons = tuple((o.ref.key, o.reason) for o in settled if o.stage)
         skipped = sum(o.skipped for o in settled)
@@ -306,55 +304,6 @@ def _set_threads(spec: EncoderSpec | None) -> None:
     torch, threads = sys.modules.get("torch"), getattr(spec, "threads", None)
     if torch is not None and threads is not None and torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
-
-
-def _stored(
-    outputs: Sequence[Output],
-    sinks: dict[str, ShardSink],
-    items: Iterable[Sample | Outcome],
-    results: dict[int, Encoded | SampleError],
-    together: int,
-) -> Iterator[Outcome]:
-    """Write each image to every output, or to none where its encoding failed, so that pairs stay pairs.
-
-    together: of how many images that are small the files are made before they are written, so that their digests are
-    told side by side.
-    """
-    made: list[tuple[Outcome, list[tuple[str, str, bytes]]]] = []
-    for item in items:
-        made.append(_files(outputs, item, results))
-        if len(made) >= together or sum(len(data) for *_, data in made[-1][1]) > _SMALL_BYTES:
-            yield from _written(sinks, made)
-            made.clear()
-    yield from _written(sinks, made)
-
-
-def _files(
-    outputs: Sequence[Output], item: Sample | Outcome, results: dict[int, Encoded | SampleError]
-) -> tuple[Outcome, list[tuple[str, str, bytes]]]:
-    """What becomes of an image once its files are written, and these: the output, the name and the bytes of each."""
-    if isinstance(item, Outcome):
-        return item, []
-    result = results.get(item.ref.index)
-    if isinstance(result, SampleError):
-        return Outcome(item.ref, item.digest, item.notes, stage=result.stage, reason=result.reason), []
-    files = []
-    for output in outputs:
-        name = output.layout.name(item.ref.index, item.ref.key)
-        encoded = result if output.encoded and result is not None else Encoded(item.array)
-        files.append((output.name, name, output.layout.to_bytes(encoded.array, encoded.beside)))
-    notes = item.notes + (result.notes if result else ())
-    return Outcome(item.ref, item.digest, notes, {}, result.sums if result else (), geometry=item.geometry), files
-
-
-def _written(
-    sinks: dict[str, ShardSink], made: Sequence[tuple[Outcome, list[tuple[str, str, bytes]]]]
-) -> Iterator[Outcome]:
-    told = iter(digests(data for _, files in made for *_, data in files))
-    for outcome, files in made:
-        for output, name, data in files:
-            outcome.files[output] = sinks[output].write(name, data, next(told))
-        yield outcome
 
 
 def _report(shard: _Shard) -> ShardReport:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,15 @@ from latentmill.bench.samples import Samples
 from latentmill.config import PixelSettings, validated
 from latentmill.errors import ConfigError
 from latentmill.files import digests, remove_tree
-from latentmill.formats.containers import container
+from latentmill.formats.containers import ShardSink, container
 from latentmill.formats.payload import npy_bytes
 from latentmill.formats.repa import ImageLayout
 from latentmill.outcome import Event
 from latentmill.outputs.pixels import image_load
 from latentmill.records import Array
 from latentmill.stages import Load
+from latentmill.storing import together
 from latentmill.transforms.variant import PLAIN
-from latentmill.worker import TOGETHER
 
 READ, DECODE, CROP, PNG, WRITE, LATENT, REST = "read", "decode", "crop", "PNG", "write", "latent", "rest"
 _SERIAL, _FIXED = "serial", "fixed"
@@ -81,9 +81,16 @@ def commit_seconds(folder: Path, packed: Sequence[bytes]) -> float:
     """Write a shard, and give the seconds of wall that its commit takes: the sync, and the renames."""
     sink = container(folder).sink(0)
     layout = ImageLayout()
-    for number, (data, told) in enumerate(zip(packed, digests(packed), strict=True)):
-        sink.write(layout.name(number, ""), data, told)
+    named = ((layout.name(number, ""), data) for number, data in enumerate(packed))
+    for group in together(named, lambda file: len(file[1])):
+        _write(sink, group)
     return wall_seconds(sink.commit)
+
+
+def _write(sink: ShardSink, files: Sequence[tuple[str, bytes]]) -> None:
+    """Files by name, as a worker writes a group of them."""
+    for (name, data), told in zip(files, digests(data for _, data in files), strict=True):
+        sink.write(name, data, told)
 
 
 @dataclass(frozen=True)
@@ -141,23 +148,25 @@ class _Parts:
     def _chain(self) -> dict[str, float]:
         """CPU seconds of each part, over all samples."""
         sink, laps = container(self.folder / "parts").sink(0), _Laps()
-        packed: list[bytes] = []
-        for number, ref in enumerate(self.samples.refs, 1):
+        for group in together(self._cropped(laps), lambda item: item[1].nbytes):
+            files = [(self.layout.name(number, ""), self.layout.to_bytes(pixels)) for number, pixels in group]
+            laps.lap(PNG)
+            _write(sink, files)
+            laps.lap(WRITE)
+        sink.commit()
+        laps.lap(WRITE)
+        return laps.seconds
+
+    def _cropped(self, laps: _Laps) -> Iterator[tuple[int, Array]]:
+        for number, ref in enumerate(self.samples.refs):
             data = self.samples.images.read(ref)
             laps.lap(READ)
             decoded = self.load.decode(data)
             laps.lap(DECODE)
             sample = self.load(ref, decoded)
             laps.lap(CROP)
-            packed.append(b"" if sample is None else self.layout.to_bytes(sample.array))
-            laps.lap(PNG)
-            if len(packed) == TOGETHER or number == len(self.samples.refs):
-                for place, told in enumerate(digests(packed), number - len(packed)):
-                    sink.write(self.layout.name(place, ""), packed.pop(0), told)
-                laps.lap(WRITE)
-        sink.commit()
-        laps.lap(WRITE)
-        return laps.seconds
+            if sample is not None:
+                yield number, sample.array
 
     def _latents(self) -> None:
         write_shard(self.folder / "latents", [npy_bytes(self.latent) for _ in self.samples.refs])

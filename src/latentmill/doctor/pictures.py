@@ -13,6 +13,7 @@ import PIL
 import simplejpeg
 from PIL import Image, features
 
+from latentmill.compiled import load
 from latentmill.decoding import decode
 from latentmill.doctor.findings import Finding
 from latentmill.records import Array
@@ -70,7 +71,7 @@ def _baseline() -> Finding:
     from latentmill import jpeg
 
     if not jpeg.REASON:
-        return Finding(GROUP, "baseline JPEGs", "native (the package's own, compiled)")
+        return Finding(GROUP, "baseline JPEGs", f"native (the package's own, compiled; {load().in_use()[1]})")
     return Finding(GROUP, "baseline JPEGs", f"libjpeg-turbo: {jpeg.REASON}")
 
 
@@ -105,7 +106,7 @@ def _resampler() -> Finding:
     from latentmill.transforms import resample
 
     if resample.IMPLEMENTATION == "native":
-        return Finding(GROUP, "resampler", "native (the package's own, compiled)")
+        return Finding(GROUP, "resampler", f"native (the package's own, compiled; {load().in_use()[0]})")
     advice = "crops take several times as long; install a C compiler, then reinstall latentmill"
     return Finding(GROUP, "resampler", f"{resample.IMPLEMENTATION}: {resample.REASON}", "warning", advice)
 
@@ -152,8 +153,8 @@ def _same_crops(photos: list[bytes]) -> Finding:
 def _png() -> Finding:
     found = find_spec("zlib_ng") is not None
     if found:
-        return Finding(GROUP, "checksums", "zlib-ng")
-    return Finding(GROUP, "checksums", "zlib", "warning", "PNGs take longer to write: pip install zlib-ng")
+        return Finding(GROUP, "CRC-32", "zlib-ng")
+    return Finding(GROUP, "CRC-32", "zlib", "warning", "PNGs take longer to write: pip install zlib-ng")
 
 
 def _digests() -> Finding:
