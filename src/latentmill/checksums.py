@@ -3,8 +3,8 @@
 CRC-32 and Adler-32 are zlib-ng's, which takes some 3 us for 200 kB, and zlib's (some 70 us) where it is missing.
 SHA-256 of several buffers is told by our own code (`native/sha256.c`), two side by side, in two thirds of the time that
 OpenSSL takes for one after the other; of one alone in as much. Where it was not built, the processor has no
-instructions for it, or LATENTMILL_SHA256=openssl says so, OpenSSL does it all. The sums are the same; the choice is made
-once, at import.
+instructions for it, or LATENTMILL_SHA256=openssl says so, OpenSSL does it all. The sums are the same; the choice is
+made once, at import.
 """
 
 from __future__ import annotations
