@@ -98,8 +98,8 @@ typedef struct {
 const Pixels *pixels_here(void);
 void pixels_use(int wide);
 
-/* As blocks_to_pixels, of `count` blocks at reduced scale, to `side` x `side` pixels each: 4, 2 or 1, from fewer
- * coefficients. */
+/* As blocks_to_pixels, of `count` blocks at reduced scale, up to an even number of them, to `side` x `side` pixels each:
+ * 4, 2 or 1, from fewer coefficients. */
 int blocks_to_fewer_pixels(const int16_t *coefficients, const uint16_t quantisation[BLOCK], size_t count, int side,
                            uint8_t *out, size_t stride);
 

@@ -50,46 +50,72 @@ INLINE AVX2 int none(Eight bits) {
     return _mm256_testz_si256((__m256i)bits, (__m256i)bits);
 }
 
-/* One block of 4 x 4 or 2 x 2: columns first, then rows. 0 where a number is beyond what either pass can take. */
-INLINE AVX2 int block_to_fewer(const int16_t *block, const uint16_t *steps, int side, uint8_t *out, size_t stride) {
-    Eight in[SIDE], columns[4], rows[SIDE], found[4], wrong = {0};
+/* Rows of one column each: of 4 rows of 8 columns of each of two blocks, the first in the lower half. */
+INLINE AVX2 void turn(const Eight first[4], const Eight second[4], Eight rows[SIDE]) {
+    for (int half = 0; half < 2; half++) {
+        __m256i both[4];
+        for (int k = 0; k < 4; k++) {
+            __m256i a = (__m256i)first[k], b = (__m256i)second[k];
+            both[k] = half ? _mm256_permute2x128_si256(a, b, 0x31) : _mm256_permute2x128_si256(a, b, 0x20);
+        }
+        __m256i low[2] = {_mm256_unpacklo_epi32(both[0], both[1]), _mm256_unpacklo_epi32(both[2], both[3])};
+        __m256i high[2] = {_mm256_unpackhi_epi32(both[0], both[1]), _mm256_unpackhi_epi32(both[2], both[3])};
+        rows[4 * half] = (Eight)_mm256_unpacklo_epi64(low[0], low[1]);
+        rows[4 * half + 1] = (Eight)_mm256_unpackhi_epi64(low[0], low[1]);
+        rows[4 * half + 2] = (Eight)_mm256_unpacklo_epi64(high[0], high[1]);
+        rows[4 * half + 3] = (Eight)_mm256_unpackhi_epi64(high[0], high[1]);
+    }
+}
+
+/* Two blocks of 4 x 4 or 2 x 2, side by side: the columns of each, then the rows of both. 0 where a number is beyond what
+ * either pass can take. */
+INLINE AVX2 int two_to_fewer(const int16_t *blocks, const uint16_t *steps, int side, uint8_t *out, size_t stride) {
+    Eight in[2][SIDE], columns[2][4] = {{{0}}}, rows[SIDE], found[4] = {{0}}, wrong = {0};
     for (int k = 0; k < SIDE; k++) {
-        __m256i numbers = _mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i *)(block + SIDE * k)));
         __m256i by = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(steps + SIDE * k)));
-        in[k] = (Eight)_mm256_mullo_epi32(numbers, by);
-        wrong |= beyond(in[k], 1 << SAFE_BITS);
+        for (int b = 0; b < 2; b++) {
+            __m128i numbers = _mm_loadu_si128((const __m128i *)(blocks + BLOCK * b + SIDE * k));
+            in[b][k] = (Eight)_mm256_mullo_epi32(_mm256_cvtepi16_epi32(numbers), by);
+            wrong |= beyond(in[b][k], 1 << SAFE_BITS);
+        }
     }
     if (!none(wrong)) return 0;
-    if (side == 4) to_four(in, FIRST_SHIFT + 1, columns);
-    else to_two(in, FIRST_SHIFT + 2, columns);
-    for (int row = 0; row < side; row++) wrong |= beyond(columns[row], 1 << SAFE_BITS);
+    for (int b = 0; b < 2; b++) {
+        if (side == 4) to_four(in[b], FIRST_SHIFT + 1, columns[b]);
+        else to_two(in[b], FIRST_SHIFT + 2, columns[b]);
+        for (int row = 0; row < side; row++) wrong |= beyond(columns[b][row], 1 << SAFE_BITS);
+    }
     if (!none(wrong)) return 0;
-    for (int k = 0; k < SIDE; k++)
-        rows[k] = side == 4 ? (Eight){columns[0][k], columns[1][k], columns[2][k], columns[3][k]}
-                            : (Eight){columns[0][k], columns[1][k]};
+    turn(columns[0], columns[1], rows);
     if (side == 4) to_four(rows, SECOND_SHIFT + 1, found);
     else to_two(rows, SECOND_SHIFT + 2, found);
-    for (int k = 0; k < side; k++) {
-        wrong |= beyond(found[k], LIMIT);
-        for (int row = 0; row < side; row++) out[stride * (size_t)row + (size_t)k] = clipped(found[k][row] + 128);
-    }
+    for (int k = 0; k < side; k++) wrong |= beyond(found[k], LIMIT);
+    const __m256i middle = _mm256_set1_epi16(128), in_rows = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+    __m256i left = _mm256_add_epi16(_mm256_packs_epi32((__m256i)found[0], (__m256i)found[1]), middle);
+    __m256i right = _mm256_add_epi16(_mm256_packs_epi32((__m256i)found[2], (__m256i)found[3]), middle);
+    uint8_t pixels[2][4][4];
+    _mm256_storeu_si256((__m256i *)pixels, _mm256_shuffle_epi8(_mm256_packus_epi16(left, right), in_rows));
+    for (int b = 0; b < 2; b++)
+        for (int row = 0; row < side; row++)
+            memcpy(out + stride * (size_t)row + (size_t)(side * b), pixels[b][row], (size_t)side);
     return none(wrong);
 }
 
 AVX2 int blocks_to_fewer_pixels(const int16_t *coefficients, const uint16_t quantisation[BLOCK], size_t count, int side,
                                 uint8_t *out, size_t stride) {
     int sound = 1;
-    for (size_t block = 0; sound && block < count; block++, coefficients += BLOCK, out += side) {
-        int32_t mean = (coefficients[0] * quantisation[0] + 4) >> 3;
-        if (side == 4) {
-            sound = block_to_fewer(coefficients, quantisation, 4, out, stride);
-        } else if (side == 2) {
-            sound = block_to_fewer(coefficients, quantisation, 2, out, stride);
-        } else {
-            *out = clipped(mean + 128);
+    if (side == 1) {
+        for (size_t block = 0; sound && block < count; block++, coefficients += BLOCK) {
+            int32_t mean = (coefficients[0] * quantisation[0] + 4) >> 3;
+            out[block] = clipped(mean + 128);
             sound = mean >= -LIMIT && mean < LIMIT;
         }
+        return sound;
     }
+    for (size_t block = 0; sound && block < count; block += 2, coefficients += 2 * BLOCK, out += 2 * side)
+        sound = side == 4 ? two_to_fewer(coefficients, quantisation, 4, out, stride)
+                          : two_to_fewer(coefficients, quantisation, 2, out, stride);
     return sound;
 }
 
