@@ -151,10 +151,13 @@ def test_killed_and_then_the_source_changes(memory: Path, job: Job, update: bool
 
 
 def command(data: Data, dest: Path, job: Job) -> list[str]:
-    """The command line of a job in shards of one batch, without a model."""
+    """The command line of a job in shards of one batch, without a model; each takes long enough to be killed in time."""
     code = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import fake_text; fake_text.install(); "
-        "import latentmill.job as job; job.SHARD_SECONDS = 1e-9; from latentmill.__main__ import main; main()"
+        "import time, latentmill.job as job, latentmill.worker as worker; job.SHARD_SECONDS = 1e-9; "
+        "commit = worker._Run._commit; "
+        "worker._Run._commit = lambda run, shard: (time.sleep(0.02), commit(run, shard))[1]; "
+        "from latentmill.__main__ import main; main()"
     )
     own = ["--vae", "fake", "--resolution", "64", "--multi-scale", "--buckets", "grid:16", "--batch-size", "3"]
     if job is run_text:
