@@ -151,7 +151,7 @@ def test_killed_and_then_the_source_changes(memory: Path, job: Job, update: bool
 
 
 def command(data: Data, dest: Path, job: Job) -> list[str]:
-    """The command line of a job in shards of one batch, without a model; each takes long enough to be killed in time."""
+    """The command line of a job in shards of one batch, without a model; each takes its time, to be killed in it."""
     code = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import fake_text; fake_text.install(); "
         "import time, latentmill.job as job, latentmill.worker as worker; job.SHARD_SECONDS = 1e-9; "
