@@ -47,6 +47,13 @@ def cli(*arguments: object, timeout: float = 120, **environment: str) -> subproc
     )
 
 
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a few statements as a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env={**os.environ, **environment}
+    )
+
+
 def cli_here(*arguments: object) -> subprocess.CompletedProcess[str]:
     """As `cli`, in this process, which saves its start; without `--num-workers 1` it has workers all the same."""
     from typer.testing import CliRunner

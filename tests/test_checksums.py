@@ -22,7 +22,7 @@ from latentmill.checksums import adler32, crc32, sha256
 from latentmill.compiled import load
 from latentmill.errors import ConfigError
 from latentmill.files import digest, digests
-from support import cli, make_photos
+from support import cli, make_photos, python
 
 compiled = pytest.mark.skipif(bool(checksums.REASON), reason=f"OpenSSL tells all: {checksums.REASON}")
 FORMS = [checksums._by_openssl] if checksums.REASON else [checksums._by_openssl, sha256]
@@ -100,9 +100,7 @@ def test_files_are_told_by_the_first_half_of_it() -> None:
 
 def chosen(value: str) -> subprocess.CompletedProcess[str]:
     code = "from latentmill import checksums; print(checksums.sha256.__name__, checksums.REASON)"
-    return subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | {checksums.VARIABLE: value}, capture_output=True, text=True
-    )
+    return python(code, **{checksums.VARIABLE: value})
 
 
 def test_openssl_can_be_chosen_by_hand() -> None:

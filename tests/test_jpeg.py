@@ -7,7 +7,6 @@ import itertools
 import os
 import struct
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +22,7 @@ from PIL import Image, ImageFile
 from latentmill import jpeg
 from latentmill.compiled import load
 from latentmill.errors import ConfigError
-from support import PHOTOS, cli, make_photos
+from support import PHOTOS, cli, make_photos, python
 
 Numbers = np.random.Generator
 compiled = pytest.mark.skipif(jpeg._native is None, reason=f"libjpeg-turbo decodes all: {jpeg.REASON}")
@@ -484,9 +483,7 @@ def test_threads_decode_beside_each_other(photo: np.ndarray) -> None:
 
 def chosen(value: str) -> subprocess.CompletedProcess[str]:
     code = "from latentmill import jpeg; print(jpeg._native is not None, jpeg.REASON)"
-    return subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | {jpeg.VARIABLE: value}, capture_output=True, text=True
-    )
+    return python(code, **{jpeg.VARIABLE: value})
 
 
 def test_libjpeg_can_be_chosen_by_hand() -> None:

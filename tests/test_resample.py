@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +17,7 @@ from latentmill.errors import ConfigError
 from latentmill.formats.payload import png_bytes
 from latentmill.transforms import resample, resample_native
 from latentmill.transforms.resample import halve, mirrored, planes, resize, stored_planes
-from support import cli, make_photos
+from support import cli, make_photos, python
 
 with contextlib.suppress(ImportError):
     from latentmill.transforms import _resample
@@ -278,9 +277,7 @@ def test_the_compiled_one_refuses_what_it_is_not_made_for() -> None:
 
 def chosen(value: str) -> subprocess.CompletedProcess[str]:
     code = "from latentmill.transforms import resample; print(resample.IMPLEMENTATION, resample.REASON)"
-    return subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | {resample.VARIABLE: value}, capture_output=True, text=True
-    )
+    return python(code, **{resample.VARIABLE: value})
 
 
 def test_pillow_can_be_chosen_by_hand() -> None:

@@ -1,6 +1,6 @@
 """JPEGs of one kind to pixels, to the bit as libjpeg-turbo gives them, and what their markers tell.
 
-Baseline JPEGs as cameras and web sites make them are decoded by our own code (`native/jpeg.c`), in some two thirds of
+Baseline JPEGs as cameras and web sites make them are decoded by our own code (`native/jpeg.c`), in some six tenths of
 libjpeg-turbo's time: most of that goes into Huffman codes, of which it takes two at a time. It gives a JPEG back as
 soon as anything about it is unusual, so that libjpeg-turbo (simplejpeg) decodes all others, and alone judges what is
 damaged.
