@@ -33,6 +33,7 @@ from latentmill.worker import Output, Part, Task, Unit, run_units
 DATA = Path(__file__).parent / "data"
 PHOTOS = DATA / "photos"
 TINY_VAE = DATA / "models" / "tiny-vae"
+WHOLE = 3  # threads for an encoder: two images cannot share them evenly, so its batches are computed whole
 
 
 def command(*arguments: object) -> list[str]:

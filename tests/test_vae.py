@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from PIL import Image
 
 from latentmill import api
@@ -27,7 +28,7 @@ from latentmill.formats.metadata import index_rows
 from latentmill.outcome import Result
 from latentmill.records import RECOMPUTED_FLOAT32, SMALLER_BATCH, TILED, Encoded, Sample, SampleRef
 from latentmill.verification import verify
-from support import PHOTOS, TINY_VAE, cli_here
+from support import PHOTOS, TINY_VAE, WHOLE, cli_here
 
 SIDE = 32
 OVERFLOWS_IN_FLOAT16 = 1e5  # of a photo, not of a flat grey
@@ -64,12 +65,16 @@ def arrays(results: list[Encoded | SampleError]) -> np.ndarray:
 
 
 def posterior(pixels: np.ndarray, dtype: torch.dtype, scale: str = "-1,1") -> Any:
-    """What diffusers gives, as a trainer's own script would ask for it."""
+    """What diffusers gives for each image by itself, as a trainer's own script would ask for it."""
     vae = AutoencoderKL.from_pretrained(TINY_VAE, torch_dtype=dtype).eval()
     x = torch.tensor(pixels.transpose(0, 3, 1, 2).copy()).float()
     x = x / 127.5 - 1 if scale == "-1,1" else x / 255
+    return one_by_one(vae, x.to(dtype))
+
+
+def one_by_one(vae: AutoencoderKL, x: torch.Tensor) -> DiagonalGaussianDistribution:
     with torch.no_grad():
-        return vae.encode(x.to(dtype)).latent_dist
+        return DiagonalGaussianDistribution(torch.cat([vae.encode(one).latent_dist.parameters for one in x.split(1)]))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 1e-2), ("float16", 2e-3)])
@@ -106,7 +111,7 @@ def test_input_is_contiguous_nchw(pixels: np.ndarray) -> None:
 
 
 def test_the_batch_changes_a_latent_by_next_to_nothing(samples: list[Sample]) -> None:
-    encoder = spec().open()
+    encoder = spec(threads=WHOLE).open()
     together = arrays(encoder.encode(samples))
     alone = np.concatenate([arrays(encoder.encode([one])) for one in samples])
     assert np.abs(together - alone).max() <= 1e-5
@@ -236,7 +241,7 @@ def test_extreme_variances_are_clamped_as_diffusers_clamps_them(tmp_path: Path, 
     vae = AutoencoderKL.from_pretrained(fragile_vae(tmp_path / "vae", 1)).eval()
     with torch.no_grad():
         vae.quant_conv.weight[2:] *= 1e3  # the two channels of log variance
-        expected = vae.encode(to_input(pixels, (-1.0, 1.0))).latent_dist
+    expected = one_by_one(vae, to_input(pixels, (-1.0, 1.0)))
     vae.save_pretrained(tmp_path / "extreme")
     found = arrays(spec(model=resolve(str(tmp_path / "extreme"))).open().encode([sample(array) for array in pixels]))
     assert expected.std.min() < 1e-6
@@ -439,13 +444,13 @@ def large() -> Sample:
 
 @pytest.fixture(scope="module")
 def whole(large: Sample) -> np.ndarray:
-    (result,) = spec().open().encode([large])
+    (result,) = spec(threads=WHOLE).open().encode([large])
     return result.array
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_later_ones_begin_there(samples: list[Sample]) -> None:
     expected = arrays(spec().open().encode(samples))
-    encoder = spec().open()
+    encoder = spec(threads=WHOLE).open()
     crowded = Crowded(encoder.vae, 2 * ONE)
     for turn in range(2):
         found = encoder.encode(samples)
@@ -465,7 +470,7 @@ def test_an_error_that_is_not_of_memory_comes_out(samples: list[Sample]) -> None
 @pytest.mark.filterwarnings("error")  # one of PyTorch's would stand in the middle of the progress
 def test_an_image_that_does_not_fit_is_tiled_and_the_model_is_then_as_before(large: Sample, whole: np.ndarray) -> None:
     """Group norms see a tile alone, so the means differ by 0.07 of their deviation (these weights are random)."""
-    encoder = spec().open()
+    encoder = spec(threads=WHOLE).open()
     crowded = Crowded(encoder.vae, TILE)
     (tiled,) = encoder.encode([large])
     assert tiled.notes == (TILED,)
@@ -593,7 +598,7 @@ def test_on_a_cpu_batches_and_images_are_cut_to_the_available_memory_before_they
 ) -> None:
     """A system that is out of memory does not raise: it kills."""
     monkeypatch.setattr("latentmill.encoders.vae.available_memory", lambda: memory_for(2.5))
-    encoder = spec().open()
+    encoder = spec(threads=WHOLE).open()
     crowded = Crowded(encoder.vae, 10 * TILE)
     found = encoder.encode(samples)
     assert crowded.seen == [2 * ONE, 2 * ONE]
@@ -646,7 +651,7 @@ def test_smaller_batches_and_what_fits_nowhere_are_told_and_the_run_goes_on(
         return vae
 
     monkeypatch.setattr(encoders_vae, "load_vae", crowded)
-    result = features(shapes, tmp_path / "crowded")
+    result = features(shapes, tmp_path / "crowded", threads=WHOLE)
     assert (result.stored, result.rejected) == (10, 1)
     (reject,) = [json.loads(line) for line in result.rejects.read_text().splitlines()]
     assert (reject["key"], reject["stage"]) == ("white.png", "memory")

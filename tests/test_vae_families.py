@@ -17,6 +17,7 @@ from latentmill.encoders.vae import DecoderSpec, VaeSpec
 from latentmill.encoders.vae_families import FAMILIES
 from latentmill.errors import ConfigError, ModelError, SampleError
 from latentmill.records import RECOMPUTED_FLOAT32, SMALLER_BATCH, TILED, Encoded, Sample, SampleRef
+from support import WHOLE
 from tiny_vaes import TINY, saved_vae, tiny_vae
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -165,7 +166,7 @@ class Crowded:
 def test_batches_are_halved_and_large_images_tiled(models: dict[str, ResolvedModel], name: str) -> None:
     """Norms and attention see a tile alone: the means differ by less than 0.2 of their deviation (random weights)."""
     pixels = photos(name)
-    encoder = spec(models[name]).open()
+    encoder = spec(models[name], threads=WHOLE).open()
     Crowded(encoder.vae, pixels[0].size // 3)
     halved = encoder.encode(samples(pixels))
     assert [result.notes for result in halved] == [(SMALLER_BATCH,)] * 2
@@ -173,7 +174,7 @@ def test_batches_are_halved_and_large_images_tiled(models: dict[str, ResolvedMod
     assert np.abs(stacked(halved) - expected).max() <= 1e-5 * max(1, np.abs(expected).max())
     strip = photos(name, 1, (2, 640 // FACTORS.get(name, 8)))
     whole = own_encode(name, strip)
-    encoder = spec(models[name]).open()
+    encoder = spec(models[name], threads=WHOLE).open()
     crowded = Crowded(encoder.vae, 512 * strip.shape[1])
     (tiled,) = encoder.encode(samples(strip))
     assert tiled.notes == (TILED,)
@@ -213,7 +214,8 @@ def test_the_memory_of_a_cpu_bounds_a_batch(
     assert family.bytes_per_pixel(config, 4) == family.tensors * width * 4
     room = int(2.5 * pixels[0].size / 3 * family.bytes_per_pixel(config, 4) / 0.8)
     monkeypatch.setattr("latentmill.encoders.vae.available_memory", lambda: room)
-    assert [result.notes for result in spec(models[name]).open().encode(samples(pixels))] == [(SMALLER_BATCH,)] * 4
+    found = spec(models[name], threads=WHOLE).open().encode(samples(pixels))
+    assert [result.notes for result in found] == [(SMALLER_BATCH,)] * 4
 
 
 def edited(folder: Path, **config: object) -> str:

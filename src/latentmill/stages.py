@@ -69,6 +69,13 @@ class Submitting(Protocol):
 
 
 @runtime_checkable
+class Resting(Protocol):
+    """An Encoder that computes on the processor after `submit` has returned. rest: waits until it does not any more."""
+
+    def rest(self) -> None: ...
+
+
+@runtime_checkable
 class WarmingUp(Protocol):
     """An Encoder that prepares for each new shape of batch, apart from the work. warm_up: before such a batch."""
 

@@ -30,7 +30,7 @@ from latentmill.manifest import Plan
 from latentmill.records import Outcome, Progress, Sample, ShardReport
 from latentmill.room import Room, bounded
 from latentmill.sharing import Loading, Place, Wanted
-from latentmill.stages import Encoder, EncoderSpec, Layout, Load, Results, Source, Submitting, WarmingUp
+from latentmill.stages import Encoder, EncoderSpec, Layout, Load, Resting, Results, Source, Submitting, WarmingUp
 from latentmill.storing import stored
 
 _KEY = attrgetter("key")
@@ -171,6 +171,7 @@ class _Run:
     def __init__(self, task: Task, emit: Emit, care: Care | None) -> None:
         self.task, self.emit, self.care = task, emit, care
         self.encoders: list[Encoder | None] = [part.encoder.open() if part.encoder else None for part in task.parts]
+        self.running: Encoder | None = None
         self.shards: dict[tuple[int, int], _Shard] = {}
         self.behind: Background | Inline = Inline() if care else Background(_WRITE_AHEAD)
         self.uncommitted: list[ShardSink] = []
@@ -245,6 +246,7 @@ class _Run:
         encoder = self.encoders[shard.part]
         if encoder is None or not samples:
             return [], list
+        self._take_turns(encoder)
         _set_threads(self.task.parts[shard.part].encoder)
         if isinstance(encoder, WarmingUp) and not self.care:  # in care, `encode` prepares, once it is announced
             with shard.clock.time("warm-up"):
@@ -254,6 +256,12 @@ class _Run:
                 return samples, encoder.submit(samples)
             results = self.care.encode(shard.part, encoder, samples) if self.care else encoder.encode(samples)
         return samples, lambda: results
+
+    def _take_turns(self, encoder: Encoder) -> None:
+        """Let the encoder that ran before end what it computes: two at once would wait for each other's threads."""
+        if isinstance(self.running, Resting) and self.running is not encoder:
+            self.running.rest()
+        self.running = encoder
 
     def _write(self, shard: _Shard, batch: list[Sample | Outcome], samples: list[Sample], ended: Results) -> None:
         outputs = self.task.parts[shard.part].outputs

@@ -21,6 +21,7 @@ from latentmill.encoders.device import restore_torch as restore_torch
 from latentmill.encoders.memory import Halving, no_room_for_float32, unless_full
 from latentmill.encoders.models import ResolvedModel, check_statistic
 from latentmill.encoders.pixels import to_input as to_input
+from latentmill.encoders.side_by_side import AT_ONCE, LARGEST_TENSOR, SideBySide
 from latentmill.encoders.tiles import tiled_moments
 from latentmill.encoders.transfer import Transfer, Wait, transfer_for
 from latentmill.encoders.vae_families import FAMILIES, Family, Vae
@@ -82,8 +83,8 @@ class VaeSpec:
 class VaeEncoder:
     """uint8 HWC pixels -> float latents (2C or C, H/f, W/f), not scaled.
 
-    Batches are computed in the thread that submits them; results are made ready in the one that ends them, which
-    computes again what overflowed, and only while no other batch is begun.
+    Batches are computed in the thread that submits them, small images on a CPU `side_by_side`; results are made ready
+    in the one that ends them, which computes again what overflowed, and only while no other batch is begun.
     """
 
     def __init__(self, spec: VaeSpec, transfer: Transfer | None = None) -> None:
@@ -107,6 +108,7 @@ class VaeEncoder:
         self._forwards = threading.Lock()
         self._halving: Halving[Sample] = Halving("image", cost=_even_pixels if spec.compile else _pixels)
         self._room = self._halving.limit = _room(self.family, self.vae, self.device)
+        self._beside = self._threads_beside()
         self._worked = False  # whether an image has fitted
         if self.device.type == "cpu":
             heap.keep_buffers()
@@ -121,6 +123,11 @@ class VaeEncoder:
         loading = {"channels_last": True} if spec.channels_last else {}
         vae = load_vae(spec.model, self.device, dtype, **loading)
         return Forward(vae, self.family, self.device, self._transfer, spec.pixel_range, even=even, **loading)
+
+    def _threads_beside(self) -> SideBySide[Array] | None:
+        """None where forwards share what they compute with, or the model keeps frames between its operations."""
+        apart = self.device.type == "cpu" and not (self.family.frames or self.spec.compile)
+        return SideBySide(self.spec.threads) if apart and SideBySide.divides(self.spec.threads) else None
 
     @cached_property
     def _in_float32(self) -> Forward | None:
@@ -145,9 +152,24 @@ class VaeEncoder:
     def _begun(self, samples: Sequence[Sample]) -> list[_Computed]:
         """Moments of one batch under way. Raises ModelError, also where a shape cannot be compiled."""
         with self._forwards, compile_errors(self.spec.model.info.name) if self.spec.compile else nullcontext():
-            computed = self._fitting(self._forward, samples)
+            if self._beside is not None and self._small(samples[0]):
+                begun = self._beside.begin(self._of_one, [sample.array for sample in samples])
+                computed: list[_Computed] = [(wait, ()) for wait in begun]
+            else:
+                self.rest()
+                computed = self._fitting(self._forward, samples)
         heap.bound_kept()
         return computed
+
+    def _small(self, sample: Sample) -> bool:
+        """Whether the tensors of two such images are small, and may be there at once."""
+        pixels = _pixels([sample])
+        tensor = pixels * self.family.tensor_bytes_per_pixel(self.vae.config, self.dtype.itemsize)
+        fits = not self._exceeds(self._forward, AT_ONCE * pixels)
+        return fits and tensor <= LARGEST_TENSOR and self.spec.tiling != "always"
+
+    def _of_one(self, array: Array) -> Array:
+        return _row(self._moments(self._forward, [array]), 0)
 
     def trial(self, samples: Sequence[Sample]) -> list[Encoded | SampleError]:
         """As `encode`, but never compiled: to measure by, with shapes that are not those of the work."""
@@ -178,21 +200,40 @@ class VaeEncoder:
 
     def _mended(self, sample: Sample, computed: _Computed) -> Encoded | SampleError:
         """The result of one image, computed again in float32 where half precision overflowed."""
+        import torch
+
         if isinstance(computed, SampleError):
             return computed
         wait, notes = computed
-        moments = wait()
+        moments = self._halving.tried(wait)
+        if moments is None:  # there was no room for it beside another
+            return self._mended(sample, self._again(sample, notes, self.dtype))
         if np.isfinite(moments).all() or self.spec.dtype == "float32":
             return self._encoded(sample, moments, notes)
+        again = self._again(sample, (*notes, RECOMPUTED_FLOAT32), torch.float32)
+        if isinstance(again, SampleError):
+            return again
+        wait, notes = again
+        return self._encoded(sample, wait(), notes)
+
+    def _again(self, sample: Sample, notes: tuple[str, ...], dtype: torch.dtype) -> _Computed:
+        """One image computed once more, by itself."""
         with self._forwards:
-            if self._in_float32 is None:
+            self.rest()
+            forward = self._forward if dtype == self.dtype else self._in_float32
+            if forward is None:
                 return no_room_for_float32()
             own_threads(self.spec.threads)
-            (again,) = self._fitting(self._in_float32, [sample])
+            (again,) = self._fitting(forward, [sample])
         if isinstance(again, SampleError):
             return again
         wait, more = again
-        return self._encoded(sample, wait(), tuple(dict.fromkeys((*notes, *more, RECOMPUTED_FLOAT32))))
+        return wait, tuple(dict.fromkeys((*more, *notes)))
+
+    def rest(self) -> None:
+        """Wait until nothing is computed any more; what a GPU has queued is left to it."""
+        if self._beside is not None:
+            self._beside.rest()
 
     def _fitting(self, forward: Forward, samples: Sequence[Sample]) -> list[_Computed]:
         """Moments of samples of one shape, in batches that fit in memory, and how they were computed."""

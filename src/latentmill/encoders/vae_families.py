@@ -82,9 +82,13 @@ class Family:
         AutoencoderKL; of AutoencoderDC, whose norms are computed in float32, up to 7 tensors; of the video models,
         which keep the frame of every convolution, 13 in float32 and up to 15 in bfloat16.
         """
+        return self.tensors * self.tensor_bytes_per_pixel(config, item)
+
+    def tensor_bytes_per_pixel(self, config: Config, item: int) -> float:
+        """Of a tensor of the first level's channels. item: bytes of a number."""
         levels: list[int] = config[self.levels]
         width = int(config[self.width]) * levels[0] if self.width else levels[0]
-        return float(self.tensors * width * item / self._fold(config) ** 2)
+        return width * item / self._fold(config) ** 2
 
     def encode(self, vae: Vae, pixels: torch.Tensor) -> torch.Tensor:
         """(N, 3, H, W) -> float32 (N, 2C, h, w): posterior mean, then standard deviation; the latent where none."""
