@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -109,6 +110,7 @@ def test_what_has_no_room_beside_another_is_computed_again_by_itself(samples: li
         try:
             if threading.current_thread() is not threading.main_thread():
                 crowds.append(x)
+                time.sleep(0.02 * len(crowds))  # the first has failed while others are still computed
                 raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
             assert len(running) == 1
             return forward()
@@ -178,6 +180,7 @@ def test_a_batch_that_is_computed_whole_waits_for_small_images(
     def around(forward: Callable[[], Any], x: torch.Tensor) -> Any:
         running.append(id(x))
         most.append((len(running), x.shape[-1]))
+        time.sleep(0.05 if x.shape[-1] == SIDE else 0)
         try:
             return forward()
         finally:
