@@ -20,7 +20,7 @@ from latentmill.formats.metadata import Metadata
 from latentmill.outcome import Event, Result
 from latentmill.recipe import Recipe
 from latentmill.records import SMALLER_BATCH, TILED, Encoded, Sample
-from support import TINY_VAE, make_photos
+from support import TINY_VAE, WHOLE, make_photos
 from tiny_vision import saved
 
 SIZE = (16, 24)
@@ -89,7 +89,7 @@ def test_no_trial_is_begun_that_would_take_very_long(monkeypatch: pytest.MonkeyP
 def test_a_real_model_is_cut_to_the_memory_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     room = 3 * 32 * 32 * 5 * 16 * 4 / 0.8  # three images: tensors of 16 channels in float32, a share of 0.8
     monkeypatch.setattr("latentmill.encoders.vae.available_memory", lambda: int(room) + 1)
-    spec = VaeSpec(resolve(str(TINY_VAE)), "cpu", "float32", (-1.0, 1.0), "moments", 0, "float32", 1)
+    spec = VaeSpec(resolve(str(TINY_VAE)), "cpu", "float32", (-1.0, 1.0), "moments", 0, "float32", WHOLE)
     best, rates = best_batch_size(spec.open(), (32, 32))
     assert list(rates) == [1, 2]
     assert best in rates
