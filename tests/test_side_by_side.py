@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -109,10 +110,11 @@ def test_what_has_no_room_beside_another_is_computed_again_by_itself(samples: li
         running.append(x)
         try:
             if threading.current_thread() is not threading.main_thread():
-                crowds.append(x)
+                crowds.append(weakref.ref(x))
                 time.sleep(0.02 * len(crowds))  # the first has failed while others are still computed
                 raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
             assert len(running) == 1
+            assert not any(crowd() is not None for crowd in crowds)  # their tensors are gone
             return forward()
         finally:
             running.pop()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from traceback import clear_frames
 from typing import Generic, TypeVar
 
 from latentmill.encoders.device import own_threads
@@ -44,7 +45,11 @@ class SideBySide(Generic[Result]):
 
         def run(item: Item) -> Result:
             own_threads(self._each)
-            return function(item)
+            try:
+                return function(item)
+            except BaseException as error:
+                clear_frames(error.__traceback__)  # it is kept, and would keep the tensors of what failed
+                raise
 
         begun = [self._pool.submit(run, item) for item in items]
         self.rest()
